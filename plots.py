@@ -1,0 +1,256 @@
+"""The notebook's pictures. Each function draws one and returns its matplotlib figure; none computes a result.
+
+Colours are Okabe and Ito's, which colour-blind readers can tell apart (https://jfly.uni-koeln.de/color).
+"""
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from utils import History
+
+BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
+
+_style = plt.rc_context(
+    {
+        "font.size": 11,
+        "axes.titlesize": 12,
+        "figure.titlesize": 14,
+        "figure.constrained_layout.use": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.3,
+        "lines.linewidth": 1.8,
+        "legend.framealpha": 0.9,
+    }
+)
+
+
+def _subplots(rows: int, columns: int, width: float, height: float, title: str) -> tuple[Figure, list[Axes]]:
+    """A figure of rows × columns panels and the list of its axes; closed, so that a notebook shows it only once."""
+    figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False)
+    plt.close(figure)
+    figure.suptitle(title)
+    return figure, list(axes.flat)
+
+
+def _digit(axes: Axes, image: Tensor) -> None:
+    axes.imshow(image.cpu(), cmap="gray_r", vmin=0, vmax=255)
+    axes.set_axis_off()
+
+
+def _tiles(images: Tensor, columns: int) -> Tensor:
+    """The images [N, 28, 28] row by row as one large image; empty places hold their minimum."""
+    rows = -(-len(images) // columns)
+    sheet = images.min().repeat(rows * columns, 28, 28)
+    sheet[: len(images)] = images
+    return sheet.view(rows, columns, 28, 28).transpose(1, 2).reshape(rows * 28, columns * 28).cpu()
+
+
+def _grid_lines(axes: Axes, count: int, columns: int) -> None:
+    """White lines between the tiles of `_tiles`, and no other furniture."""
+    rows = -(-count // columns)
+    for column in range(1, columns):
+        axes.axvline(28 * column - 0.5, color="white", linewidth=1.5)
+    for row in range(1, rows):
+        axes.axhline(28 * row - 0.5, color="white", linewidth=1.5)
+    axes.set(xticks=[], yticks=[])
+    axes.grid(False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+@_style
+def classes(images: Tensor, labels: Tensor) -> Figure:
+    """The first of `images` (uint8 [N, 28, 28]) of each class, titled with class and count."""
+    figure, axes = _subplots(2, 5, 9, 4.4, "One training image of each class")
+    for digit, panel in enumerate(axes):
+        chosen = images[labels == digit]
+        if len(chosen):
+            _digit(panel, chosen[0])
+        panel.set_axis_off()
+        panel.set_title(f"“{digit}”: {len(chosen):,} images")
+    return figure
+
+
+@_style
+def batch(x: Tensor, labels: Tensor) -> Figure:
+    """A training batch as the network takes it: float [B, 1, 28, 28], each image with its label in the corner."""
+    columns = 16
+    figure, (axes,) = _subplots(
+        1, 1, 11, 6.2, f"One training batch: {len(x)} augmented, normalised images and their labels"
+    )
+    picture = axes.imshow(_tiles(x[:, 0], columns), cmap="gray_r")
+    for number, label in enumerate(labels.tolist()):
+        row, column = divmod(number, columns)
+        axes.text(28 * column + 2, 28 * row + 2, str(label), color=BLUE, fontsize=11, weight="bold", va="top")
+    _grid_lines(axes, len(x), columns)
+    figure.colorbar(picture, ax=axes, shrink=0.9, label="input value (standard deviations from the mean)")
+    return figure
+
+
+@_style
+def augmentations(image: Tensor, variants: Tensor) -> Figure:
+    """One `image` (uint8 [28, 28]) beside many augmented `variants` of it (uint8 [N, 28, 28])."""
+    figure = plt.figure(figsize=(11, 3.6))
+    plt.close(figure)
+    left, right = figure.subplots(1, 2, width_ratios=[1, 3])
+    figure.suptitle("One digit and what augmentation makes of it")
+    _digit(left, image)
+    left.set_title("in the data set")
+    right.imshow(_tiles(variants, 12), cmap="gray_r", vmin=0, vmax=255)
+    _grid_lines(right, len(variants), 12)
+    right.set_title(f"{len(variants)} times in training")
+    return figure
+
+
+@_style
+def receptive_field(image: Tensor, table: list[dict[str, str | int]]) -> Figure:
+    """For each row of `model.receptive_field`, the part of `image` [28, 28] that the layer's middle unit sees."""
+    columns = min(len(table), 4)
+    rows = -(-len(table) // columns)
+    figure, axes = _subplots(rows, columns, 2.5 * columns, 2.9 * rows, "What one unit of each layer sees of the image")
+    padding = 0
+    for panel in axes:
+        panel.set_axis_off()
+    for panel, row in zip(axes, table):
+        padding += row["p"] * row["j_in"]
+        corner = row["n_out"] // 2 * row["j_out"] - padding - 0.5
+        _digit(panel, image)
+        field = dict(width=row["r_out"], height=row["r_out"], edgecolor=RED, linewidth=2.5, clip_on=False)
+        panel.add_patch(Rectangle((corner, corner), facecolor=(*plt.matplotlib.colors.to_rgb(ORANGE), 0.3), **field))
+        panel.set_title(f"{row['layer']}: {row['r_out']} × {row['r_out']} pixels")
+    return figure
+
+
+@_style
+def curves(history: History, goal: float) -> Figure:
+    """Loss and accuracy of every epoch, train and test, with the `goal` (a fraction) and the learning-rate drops."""
+    if not history:
+        raise ValueError("the history is empty: no epoch was completed, so there are no curves to draw")
+    figure, (loss, accuracy) = _subplots(1, 2, 12, 4.6, "Training and test, epoch by epoch")
+    epochs = range(1, len(history["test_loss"]) + 1)
+    for name, colour, marker in (("train", BLUE, "o"), ("test", RED, "s")):
+        label = "train (augmented images)" if name == "train" else "test"
+        style = dict(color=colour, marker=marker, markersize=5, label=label)
+        loss.plot(epochs, history[f"{name}_loss"], **style)
+        accuracy.plot(epochs, [100 * value for value in history[f"{name}_accuracy"]], **style)
+    accuracy.axhline(100 * goal, color=GREEN, linestyle="--", label=f"goal {goal:.1%}")
+    rates = history["learning_rate"]
+    for axes in (loss, accuracy):
+        for epoch in epochs[1:]:
+            if rates[epoch - 1] < rates[epoch - 2] / 2:
+                drop = f"learning rate {rates[epoch - 2]:g} → {rates[epoch - 1]:g}"
+                axes.axvline(epoch - 0.5, color=GREY, linestyle=":", label=drop)
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    loss.set(title="Loss", ylabel="mean negative log-likelihood (nats)", yscale="log")
+    lowest = min(history["train_accuracy"][1:] + history["test_accuracy"], default=0)
+    accuracy.set(title="Accuracy", ylabel="accuracy (%)", ylim=(100 * min(lowest, 0.97) - 0.2, 100.1))
+    loss.legend()
+    accuracy.legend(loc="lower right")
+    return figure
+
+
+def _verdict(panel: Axes, image: Tensor, label: int, log_probabilities: Tensor) -> None:
+    """One image titled with guess and confidence: green and ticked if right, red with the true label if wrong."""
+    guess = int(log_probabilities.argmax())
+    confidence = float(log_probabilities.max().exp())
+    _digit(panel, image)
+    if guess == label:
+        panel.set_title(f"✓ {guess}   {confidence:.1%}", color=GREEN, fontsize=11)
+    else:
+        panel.set_title(f"✗ {guess}, is {label}\n{confidence:.0%}", color=RED, fontsize=11)
+
+
+@_style
+def predictions(images: Tensor, labels: Tensor, log_probabilities: Tensor) -> Figure:
+    """The given images with the network's guess and its confidence, wrong ones marked."""
+    columns = 10
+    rows = -(-len(images) // columns)
+    figure, axes = _subplots(
+        rows, columns, 12, 1.75 * rows + 0.5, "Test images: the network's guess and its confidence"
+    )
+    for panel in axes:
+        panel.set_axis_off()
+    for panel, image, label, row in zip(axes, images, labels.tolist(), log_probabilities):
+        _verdict(panel, image, label, row)
+    return figure
+
+
+@_style
+def misclassified(images: Tensor, labels: Tensor, log_probabilities: Tensor, limit: int = 100) -> Figure:
+    """Every wrongly classified image (up to `limit` of them), the most confident mistakes first."""
+    confidence, guesses = log_probabilities.max(1)
+    wrong = (guesses != labels).nonzero()[:, 0]
+    wrong = wrong[confidence[wrong].argsort(descending=True)]
+    shown = wrong[:limit]
+    columns = 10
+    rows = max(-(-len(shown) // columns), 1)
+    title = f"All {len(wrong)} misclassified of {len(labels):,} test images, most confident mistakes first"
+    if len(wrong) > limit:
+        title = f"The {limit} most confident of {len(wrong):,} mistakes among {len(labels):,} test images"
+    figure, axes = _subplots(rows, columns, 12, 1.9 * rows + 0.5, title)
+    for panel in axes:
+        panel.set_axis_off()
+    for panel, index in zip(axes, shown.tolist()):
+        _verdict(panel, images[index], int(labels[index]), log_probabilities[index])
+    return figure
+
+
+@_style
+def confusion_matrix(labels: Tensor, log_probabilities: Tensor) -> Figure:
+    """How often each class (rows) was taken for each other (columns); the colour shows the mistakes only."""
+    counts = torch.zeros(10, 10, dtype=torch.int64)
+    counts.index_put_((labels.cpu(), log_probabilities.argmax(1).cpu()), torch.tensor(1), accumulate=True)
+    mistakes = counts.clone().fill_diagonal_(0)
+    figure, (axes,) = _subplots(
+        1, 1, 7.4, 6.4, f"Confusion matrix: {mistakes.sum():,} mistakes in {len(labels):,} test images"
+    )
+    colours = axes.imshow(
+        mistakes.float().masked_fill(mistakes == 0, torch.nan),
+        cmap="YlOrBr",
+        norm=LogNorm(1, max(mistakes.max().item(), 10)),
+    )
+    for true in range(10):
+        for guess in range(10):
+            count = counts[true, guess].item()
+            if count:
+                right = true == guess
+                dark = not right and count > 0.4 * mistakes.max()
+                colour = GREEN if right else "white" if dark else "black"
+                axes.text(guess, true, count, ha="center", va="center", color=colour, weight="bold" if right else None)
+    axes.set(xlabel="predicted digit", ylabel="true digit", xticks=range(10), yticks=range(10))
+    axes.grid(False)
+    figure.colorbar(colours, ax=axes, shrink=0.85, label="mistakes (test images)")
+    return figure
+
+
+@_style
+def class_accuracy(labels: Tensor, log_probabilities: Tensor) -> Figure:
+    """Accuracy of each class with its 95 % Wilson interval, and of all of them together."""
+    hits = (log_probabilities.argmax(1) == labels).float()
+    figure, (axes,) = _subplots(1, 1, 9, 4.2, "Test accuracy of each class")
+    for digit in range(10):
+        chosen = hits[labels == digit]
+        if len(chosen) == 0:
+            continue
+        accuracy, n, z = chosen.mean().item(), len(chosen), 1.96
+        # E. B. Wilson, Probable inference, the law of succession, and statistical inference (1927)
+        middle = (accuracy + z**2 / (2 * n)) / (1 + z**2 / n)
+        half = z / (1 + z**2 / n) * (accuracy * (1 - accuracy) / n + z**2 / (4 * n**2)) ** 0.5
+        whiskers = [[100 * (accuracy - middle + half)], [100 * (middle + half - accuracy)]]
+        axes.errorbar(digit, 100 * accuracy, whiskers, fmt="o", color=BLUE, capsize=4, markersize=7)
+        wrong = n - int(chosen.sum())
+        axes.annotate(f"{wrong} wrong", (digit, 100 * accuracy), (8, 3), textcoords="offset points", fontsize=9)
+    axes.axhline(100 * hits.mean().item(), color=GREY, linestyle="--", label=f"all classes: {hits.mean().item():.2%}")
+    axes.errorbar([], [], [], fmt="o", color=BLUE, capsize=4, label="one class, with its 95 % interval")
+    axes.set(xlabel="digit", ylabel="accuracy (%)", xticks=range(10), xlim=(-0.5, 9.8))
+    axes.legend(loc="lower left")
+    return figure
