@@ -178,7 +178,8 @@ def train_epoch(
     model.train()
     losses, hits, rates = [], [], []
     order = torch.randperm(len(images), device=images.device)
-    for batch in tqdm(order.split(batch_size), desc=title, unit="batch", leave=False):
+    quiet = "TQDM_DISABLE" in os.environ  # which tqdm's notebook bar does not look at by itself
+    for batch in tqdm(order.split(batch_size), desc=title, unit="batch", leave=False, disable=quiet):
         x, y = normalize(transform(images[batch])), labels[batch]
         # forward
         log_probabilities = model(x)
