@@ -4,6 +4,7 @@ Colours are Okabe and Ito's, which colour-blind readers can tell apart (https://
 """
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
@@ -41,16 +42,16 @@ def _subplots(rows: int, columns: int, width: float, height: float, title: str) 
 
 
 def _digit(axes: Axes, image: Tensor) -> None:
-    axes.imshow(image.cpu(), cmap="gray_r", vmin=0, vmax=255)
+    axes.imshow(image.cpu().numpy(), cmap="gray_r", vmin=0, vmax=255)
     axes.set_axis_off()
 
 
-def _tiles(images: Tensor, columns: int) -> Tensor:
+def _tiles(images: Tensor, columns: int) -> np.ndarray:
     """The images [N, 28, 28] row by row as one large image; empty places hold their minimum."""
     rows = -(-len(images) // columns)
     sheet = images.min().repeat(rows * columns, 28, 28)
     sheet[: len(images)] = images
-    return sheet.view(rows, columns, 28, 28).transpose(1, 2).reshape(rows * 28, columns * 28).cpu()
+    return sheet.view(rows, columns, 28, 28).transpose(1, 2).reshape(rows * 28, columns * 28).cpu().numpy()
 
 
 def _grid_lines(axes: Axes, count: int, columns: int) -> None:
@@ -214,7 +215,7 @@ def confusion_matrix(labels: Tensor, log_probabilities: Tensor) -> Figure:
         1, 1, 7.4, 6.4, f"Confusion matrix: {mistakes.sum():,} mistakes in {len(labels):,} test images"
     )
     colours = axes.imshow(
-        mistakes.float().masked_fill(mistakes == 0, torch.nan),
+        mistakes.float().masked_fill(mistakes == 0, torch.nan).numpy(),
         cmap="YlOrBr",
         norm=LogNorm(1, max(mistakes.max().item(), 10)),
     )

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import pickle
 import platform
 import re
 import shutil
@@ -135,11 +136,12 @@ def rotate(images: Tensor, degrees: Tensor) -> Tensor:
     Takes the nearest pixel, as torchvision's RandomRotation does: interpolating would blur every training image and no
     test image.
     """
-    angle = torch.deg2rad(degrees)
-    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-    theta = torch.stack([cos, -sin, zero, sin, cos, zero], dim=1).view(-1, 2, 3)
-    grid = F.affine_grid(theta, [len(images), 1, 28, 28], align_corners=False)
-    turned = F.grid_sample(images[:, None].float(), grid, mode="nearest", align_corners=False)
+    angle = torch.deg2rad(degrees)[:, None, None]
+    cos, sin = angle.cos(), angle.sin()
+    centred = torch.arange(28, device=images.device) - 13.5
+    x, y = centred[None, None, :], centred[None, :, None]
+    source = torch.stack([cos * x - sin * y, sin * x + cos * y], dim=3) / 14  # grid_sample counts from -1 to 1
+    turned = F.grid_sample(images[:, None].float(), source, mode="nearest", align_corners=False)
     return turned[:, 0].to(torch.uint8)
 
 
@@ -386,6 +388,8 @@ def _load(path: Path) -> object:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
+    except pickle.UnpicklingError as error:  # torch's own message advises to load it anyway
+        raise RuntimeError(f"{path} holds more than tensors and plain values and was not loaded, for safety") from error
     except Exception as error:  # zipfile and pickle raise nearly anything on damaged bytes
         raise RuntimeError(f"{path} is damaged or was not written by PyTorch: {error}") from error
 

@@ -1,4 +1,4 @@
-"""Run A6.ipynb in full, store it with its outputs, and put the record and the weights of that run into results/.
+"""Run A6.ipynb in full, store it with its outputs, and put the record, weights and pictures of that run into results/.
 
     python experiments/notebook.py
 
@@ -6,10 +6,12 @@ Trains from scratch, whatever is in runs/. Progress: one line an epoch.
 """
 
 import argparse
+import base64
 import json
 import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -17,25 +19,35 @@ sys.path.insert(0, str(ROOT))
 os.environ["TQDM_DISABLE"] = "1"  # bars would be stored as dead widgets
 
 import nbformat  # noqa: E402
-from nbclient import NotebookClient  # noqa: E402
+import papermill  # noqa: E402
 
 import utils  # noqa: E402
+
+PICTURES = ["augmentations", "curves", "misclassified"]  # that README shows
 
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     os.chdir(ROOT)
     shutil.rmtree("runs", ignore_errors=True)
-    notebook = nbformat.read("A6.ipynb", as_version=4)
-    client = NotebookClient(notebook, record_timing=False, store_widget_state=False)
-    client.on_cell_executed = lambda cell, cell_index, execute_reply: print(
-        *(output.text for output in cell.get("outputs", []) if output.output_type == "stream"), sep="", flush=True
-    )
-    client.execute()
+    with tempfile.TemporaryDirectory() as folder:
+        executed = Path(folder) / "A6.ipynb"
+        papermill.execute_notebook("A6.ipynb", executed, stdout_file=sys.stdout, progress_bar=False)
+        notebook = nbformat.read(executed, as_version=4)
+    notebook.metadata.pop("papermill")
+    for cell in notebook.cells:  # what papermill adds changes with every run
+        cell.metadata.pop("papermill", None)
+        cell.metadata.pop("execution", None)
+        if not cell.metadata.get("tags"):
+            cell.metadata.pop("tags", None)
     nbformat.write(notebook, "A6.ipynb")
     record = json.loads(Path("runs/reference.json").read_text())
     utils.save_record("results/notebook.json", record | dict(command="python experiments/notebook.py"))
     shutil.copyfile("runs/weights.pt", "results/weights.pt")
+    for name in PICTURES:
+        (cell,) = [cell for cell in notebook.cells if cell.source.startswith(f"plots.{name}(")]
+        (png,) = [output.data["image/png"] for output in cell.outputs if "data" in output]
+        Path(f"results/{name}.png").write_bytes(base64.b64decode(png))
 
 
 if __name__ == "__main__":

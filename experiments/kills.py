@@ -1,0 +1,125 @@
+"""Kill a training with SIGKILL again and again, resume it each time, compare with the run that nobody killed.
+
+    python experiments/kills.py
+
+Trains on 512 real images for 12 epochs. Every child goes on from the checkpoint that its killed predecessor left: 18
+are killed at random moments, 6 while they write the checkpoint (before its first byte, half-way, just before it is
+moved into place). Records the counts in results/kills.json. Takes about a minute.
+"""
+
+import argparse
+import math
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch  # noqa: E402
+from torch import optim  # noqa: E402
+
+import utils  # noqa: E402
+from model import Net  # noqa: E402
+
+EPOCHS, BATCH_SIZE = 12, 128
+RANDOM_KILLS, WRITING_KILLS = 18, 6
+
+
+def train(path: Path | None, data: tuple) -> tuple[Net, utils.History]:
+    torch.manual_seed(1)
+    model = Net(dropout=0.1).to(memory_format=torch.channels_last)
+    optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    scheduler = optim.lr_scheduler.StepLR(optimizer, 8 * math.ceil(len(data[0][0]) / BATCH_SIZE), gamma=0.1)
+    augment = partial(utils.augment, zoom_probability=0.1, max_degrees=15)
+    return model, utils.fit(model, optimizer, scheduler, *data, EPOCHS, BATCH_SIZE, augment, checkpoint=path)
+
+
+def die_while_writing(moment: str) -> None:
+    """Make this process kill itself the next time it writes a checkpoint."""
+    save = torch.save
+
+    def kill(*_) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def kill_half_way(snapshot: dict, file) -> None:
+        save(snapshot, file)
+        file.truncate(file.tell() // 2)
+        kill()
+
+    if moment == "before":
+        torch.save = kill
+    elif moment == "half-way":
+        torch.save = kill_half_way
+    else:
+        os.replace = kill
+
+
+def completed(path: Path) -> int:
+    """Epochs in the checkpoint, read as any reader would."""
+    return len(torch.load(path, weights_only=True)["history"]["seconds"]) if path.exists() else 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", default="results/kills.json", help="file for the record (default: %(default)s)")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)  # a process with worker threads must not fork
+    (images, labels), (test_images, test_labels) = utils.load_mnist("data", "cpu")
+    data = (images[:512], labels[:512]), (test_images[:200], test_labels[:200])
+
+    start = time.perf_counter()
+    model, history = train(None, data)
+    epoch_seconds = (time.perf_counter() - start) / EPOCHS
+
+    def same_as_unkilled(path: Path) -> bool:
+        resumed, resumed_history = train(path, data)
+        path.unlink()
+        pairs = zip(model.state_dict().values(), resumed.state_dict().values())
+        histories = all(history[name] == resumed_history[name] for name in history if name != "seconds")
+        return histories and all(torch.equal(a, b) for a, b in pairs)
+
+    draw = random.Random(0)
+    kills = ["random"] * RANDOM_KILLS + ["before", "half-way", "before the move"] * (WRITING_KILLS // 3)
+    draw.shuffle(kills)
+    lost, comparisons = 0, []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run.pt"
+        for number, moment in enumerate(kills, start=1):
+            if completed(path) >= EPOCHS - 2:  # nearly finished: compare its end, then begin the next run
+                comparisons.append(same_as_unkilled(path))
+            before = completed(path)
+            child = os.fork()
+            if child == 0:
+                if moment != "random":
+                    die_while_writing(moment)
+                train(path, data)
+                os._exit(0)
+            if moment == "random":
+                time.sleep(draw.uniform(0, 2) * epoch_seconds)
+                os.kill(child, signal.SIGKILL)
+            _, status = os.waitpid(child, 0)
+            assert os.WIFSIGNALED(status), "the child was to be killed, but it ended by itself"
+            after = completed(path)
+            lost += max(before - after, 0)
+            print(f"kill {number:2d}/{len(kills)}, {moment}: {before} epochs before, {after} after", flush=True)
+        comparisons.append(same_as_unkilled(path))
+    record = dict(
+        kills=len(kills),
+        kills_while_writing=WRITING_KILLS,
+        lost_epochs=lost,
+        runs_compared=len(comparisons),
+        equal_to_the_uninterrupted_run=all(comparisons),
+        seed=1,
+        command="python experiments/kills.py",
+    )
+    utils.save_record(arguments.output, record | utils.environment("cpu"))
+    print(f"{len(kills)} kills, {lost} lost epochs, equal to the uninterrupted run: {all(comparisons)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Augmentation: batched results against torchvision's transforms of one image at a time."""
+
+import pytest
+import torch
+from torchvision import transforms
+from torchvision.transforms import functional as tv
+from torchvision.transforms.functional import to_pil_image
+
+import utils
+
+DEGREES = torch.tensor([-15.0, -14.3, -7.77, -1.0, 0.0, 0.4, 3.3, 9.99, 12.5, 15.0])
+
+
+@pytest.fixture(scope="module")
+def images(mnist):
+    return mnist[0][0][:10]
+
+
+def differing(ours, theirs):
+    """Share of pixels that differ by more than one grey value."""
+    return ((ours.int() - theirs.int()).abs() > 1).float().mean().item()
+
+
+def test_rotation_is_torchvisions(images):
+    ours = utils.rotate(images, DEGREES)
+    theirs = torch.stack([tv.rotate(image[None], angle)[0] for image, angle in zip(images, DEGREES.tolist())])
+    assert differing(ours, theirs) < 0.001  # pixels halfway between two may go either way
+
+
+def test_rotation_is_that_of_the_pil_pipeline(images):
+    ours = utils.rotate(images, DEGREES)
+    theirs = torch.stack(
+        [tv.pil_to_tensor(tv.rotate(to_pil_image(image), angle))[0] for image, angle in zip(images, DEGREES.tolist())]
+    )
+    assert differing(ours, theirs) < 0.01
+    assert differing(utils.rotate(images, -DEGREES), theirs) > 0.05, "the wrong direction would be noticed"
+
+
+def test_rotation_invents_no_grey(images):
+    turned = utils.rotate(images, DEGREES)
+    for before, after in zip(images, turned):
+        assert set(after.unique().tolist()) <= set(before.unique().tolist()) | {0}
+
+
+def test_rotation_by_nothing_changes_nothing(images):
+    assert torch.equal(utils.rotate(images, torch.zeros(10)), images)
+
+
+def test_zoom_is_center_crop_and_resize(images):
+    ours = utils.zoom(images, torch.ones(10, dtype=torch.bool))
+    pipeline = transforms.Compose([transforms.CenterCrop(22), transforms.Resize(28), transforms.PILToTensor()])
+    theirs = torch.stack([pipeline(to_pil_image(image))[0] for image in images])
+    assert (ours.int() - theirs.int()).abs().max() <= 1  # PIL rounds after each axis
+
+
+def test_zoom_leaves_the_others_alone(images):
+    chosen = torch.arange(10) % 3 == 0
+    zoomed = utils.zoom(images, chosen)
+    assert torch.equal(zoomed[~chosen], images[~chosen])
+    assert not torch.equal(zoomed[chosen], images[chosen])
+
+
+def test_every_image_has_its_own_draw_with_the_given_probability_and_range(images, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(utils, "zoom", lambda batch, chosen: drawn.update(chosen=chosen) or batch)
+    monkeypatch.setattr(utils, "rotate", lambda batch, degrees: drawn.update(degrees=degrees) or batch)
+    torch.manual_seed(0)
+    utils.augment(images[:1].expand(20_000, 28, 28), zoom_probability=0.1, max_degrees=15)
+    share, degrees = drawn["chosen"].float().mean(), drawn["degrees"].sort().values
+    assert abs(share - 0.1) < 4 * (0.1 * 0.9 / 20_000) ** 0.5
+    uniform = torch.linspace(-15, 15, 20_000)
+    assert (degrees - uniform).abs().max() / 30 < 1.63 / 20_000**0.5  # Kolmogorov and Smirnov, 1 %
+
+
+def test_augment_applies_zoom_then_rotation(images):
+    torch.manual_seed(5)
+    ours = utils.augment(images, zoom_probability=0.5, max_degrees=15)
+    torch.manual_seed(5)
+    chosen = torch.rand(10) < 0.5
+    degrees = torch.empty(10).uniform_(-15, 15)
+    assert chosen.any() and not chosen.all()
+    theirs = [tv.resize(tv.center_crop(i[None], 22), [28, 28]) if c else i[None] for i, c in zip(images, chosen)]
+    theirs = torch.stack([tv.rotate(image, angle)[0] for image, angle in zip(theirs, degrees.tolist())])
+    assert differing(ours, theirs) < 0.001
+
+
+def test_normalize_is_to_tensor_and_normalize(images):
+    pipeline = transforms.Compose([transforms.ToTensor(), transforms.Normalize(utils.MEAN, utils.STD)])
+    theirs = torch.stack([pipeline(to_pil_image(image)) for image in images])
+    torch.testing.assert_close(utils.normalize(images), theirs)
+
+
+def test_normalize_refuses_what_is_normalised_already(images):
+    with pytest.raises(ValueError, match=r"uint8 \[B, 28, 28\], got torch.float32"):
+        utils.normalize(images.float())
+
+
+def test_mean_and_deviation_are_those_of_the_training_images(mnist):
+    pixels = mnist[0][0].double() / 255
+    assert round(pixels.mean().item(), 4) == utils.MEAN
+    assert round(pixels.std().item(), 4) == utils.STD

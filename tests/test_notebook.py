@@ -1,0 +1,114 @@
+"""The notebook as it is stored: a full, real run, top to bottom, that reached the goal."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOK = nbformat.read("A6.ipynb", as_version=4)
+CODE = [cell for cell in NOTEBOOK.cells if cell.cell_type == "code"]
+TEXT = "\n".join(cell.source for cell in NOTEBOOK.cells if cell.cell_type == "markdown")
+RECORD = json.loads(Path("results/notebook.json").read_text())
+
+
+def printed(cell) -> str:
+    return "".join(output.text for output in cell.outputs if output.output_type == "stream")
+
+
+def cell_with(source: str):
+    (cell,) = [cell for cell in CODE if source in cell.source]
+    return cell
+
+
+def test_every_cell_was_run_once_in_order_without_error():
+    assert [cell.execution_count for cell in CODE] == list(range(1, len(CODE) + 1))
+    outputs = [output for cell in CODE for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error"]
+    assert not [output for output in outputs if output.get("name") == "stderr"]
+
+
+def test_no_widget_and_no_smoke_run_is_stored():
+    assert "widgets" not in NOTEBOOK.metadata
+    assert "widget-view" not in Path("A6.ipynb").read_text()
+    assert "papermill" not in Path("A6.ipynb").read_text().replace("`papermill`", "")
+
+
+def test_nineteen_epochs_are_stored_and_the_last_one_is_above_the_goal():
+    lines = re.findall(
+        r"^epoch +(\d+)/19 .*test: loss [\d.]+, accuracy +([\d.]+)%", printed(cell_with("utils.fit(")), re.M
+    )
+    assert [int(epoch) for epoch, _ in lines] == list(range(1, 20))
+    accuracies = [float(accuracy) for _, accuracy in lines]
+    assert accuracies == pytest.approx([100 * value for value in RECORD["history"]["test_accuracy"]])
+    assert accuracies[-1] > 99.4
+    assert f"{accuracies[-1]:.2f} %" in TEXT.split("## 1")[0], "the goals' table quotes this run"
+
+
+def test_the_record_names_the_hyperparameters_of_the_notebook():
+    constants = {}
+    for line in ast.parse(cell_with("BATCH_SIZE = 128").source).body:
+        name = line.targets[0].id.lower()
+        value = line.value.orelse if isinstance(line.value, ast.IfExp) else line.value
+        if isinstance(value, ast.Constant):
+            constants[name] = value.value
+    assert {name: constants[name] for name in RECORD["hyperparameters"]} == RECORD["hyperparameters"]
+    assert len(RECORD["history"]["test_accuracy"]) == RECORD["hyperparameters"]["epochs"] == 19
+    assert "dirty" not in RECORD["commit"]
+
+
+def test_augmentation_is_looked_at_as_it_is_trained_with():
+    shown = re.search(r"zoom_probability=([\d.]+), max_degrees=(\d+)", cell_with("getsource(utils.augment)").source)
+    assert shown.groups() == tuple(str(RECORD["hyperparameters"][name]) for name in ("zoom_probability", "max_degrees"))
+
+
+def test_cells_are_short_and_introduced():
+    for before, cell in zip(NOTEBOOK.cells, NOTEBOOK.cells[1:]):
+        if cell.cell_type == "code":
+            assert len(cell.source.splitlines()) <= 18, cell.source
+            assert before.cell_type == "markdown" or before.cell_type == "code" and len(before.source.splitlines()) <= 4
+
+
+def test_pictures_are_stored():
+    pictures = [cell for cell in CODE for output in cell.outputs if "image/png" in output.get("data", {})]
+    assert len(pictures) >= 9
+
+
+@pytest.mark.parametrize("path", ["A6.ipynb", "README.md"])
+def test_the_badge_opens_colab(path):
+    text = TEXT if path.endswith("ipynb") else Path(path).read_text()
+    (target,) = re.findall(r"\[!\[Open in Colab\]\([^)]*\)\]\(([^)]*)\)", text)
+    repository, folder = ast.literal_eval(CODE[0].source.splitlines()[0].split(" = ")[1])
+    owner = repository.removeprefix("https://github.com/")
+    assert target == f"https://colab.research.google.com/github/{owner}/blob/main/{folder}/A6.ipynb"
+
+
+def test_the_notebook_alone_fetches_what_it_needs(tmp_path):
+    """As in Colab: a folder with nothing but A6.ipynb, and the project in a folder of some repository."""
+    remote = tmp_path / "remote"
+    tracked = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True).stdout.splitlines()
+    for name in tracked:
+        if Path(name).exists():
+            (remote / "S6/P2" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(name, remote / "S6/P2" / name)
+    identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    for arguments in (["init", "-q"], ["add", "-A", "-f"], [*identity, "commit", "-qm", "all"]):
+        subprocess.run(["git", *arguments], cwd=remote, check=True)
+    alone = nbformat.from_dict(NOTEBOOK)
+    alone.cells = [cell for cell in alone.cells if cell.cell_type == "code"]
+    first = alone.cells[0].source
+    alone.cells[0].source = first.replace("https://github.com/woncoh1/era1", remote.as_uri())
+    assert alone.cells[0].source != first
+    empty = tmp_path / "content"
+    empty.mkdir()
+    NotebookClient(alone, timeout=600, resources={"metadata": {"path": str(empty)}}).execute(
+        env=os.environ | {"PYTHONPATH": ""}
+    )
+    assert printed(alone.cells[-1]) == "same predictions: True\n"
+    assert sorted(path.name for path in empty.iterdir()) == ["a6"]

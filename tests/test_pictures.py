@@ -1,0 +1,154 @@
+"""Pictures: the right values in the right axes."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+
+import plots
+import utils
+from model import Net, receptive_field
+
+HISTORY = dict(
+    train_loss=[0.5, 0.2, 0.1],
+    train_accuracy=[0.9, 0.97, 0.98],
+    test_loss=[0.4, 0.15, 0.05],
+    test_accuracy=[0.95, 0.98, 0.995],
+    learning_rate=[0.25, 0.25, 0.025],
+    seconds=[1.0, 1.0, 1.0],
+)
+
+
+@pytest.fixture(scope="module")
+def answers():
+    """Labels of 40 images, four a class, and log-probabilities that get images 3, 17 and 30 wrong."""
+    labels = torch.arange(40) % 10
+    probabilities = torch.full((40, 10), 0.01)
+    probabilities[torch.arange(40), labels] = 0.91
+    for index, guess, confidence in ((3, 8, 0.6), (17, 1, 0.9), (30, 6, 0.7)):
+        probabilities[index] = (1 - confidence) / 9
+        probabilities[index, guess] = confidence
+    return labels, probabilities.log()
+
+
+def images_of(figure):
+    return [np.asarray(axes.images[0].get_array()) for axes in figure.axes if axes.images]
+
+
+def titles_of(figure):
+    return [axes.get_title() for axes in figure.axes if axes.images]
+
+
+@pytest.fixture(autouse=True)
+def no_figure_is_left_open():
+    yield
+    assert plt.get_fignums() == []
+
+
+def test_classes_shows_the_first_image_and_the_count_of_each_class(small):
+    images, labels = small[0]
+    figure = plots.classes(images, labels)
+    for digit, picture in enumerate(images_of(figure)):
+        np.testing.assert_array_equal(picture, images[labels == digit][0])
+        assert titles_of(figure)[digit] == f"“{digit}”: {(labels == digit).sum()} images"
+
+
+def test_batch_shows_every_image_with_its_label_in_its_tile(small):
+    images, labels = small[0]
+    x = utils.normalize(images[:128])
+    figure = plots.batch(x, labels[:128])
+    sheet = images_of(figure)[0]
+    for number in (0, 1, 16, 127):
+        row, column = divmod(number, 16)
+        tile = sheet[28 * row : 28 * row + 28, 28 * column : 28 * column + 28]
+        np.testing.assert_array_equal(tile, x[number, 0])
+        text = figure.axes[0].texts[number]
+        assert text.get_text() == str(labels[number].item())
+        assert 28 * column <= text.get_position()[0] < 28 * column + 28
+        assert 28 * row <= text.get_position()[1] < 28 * row + 28
+
+
+def test_augmentations_shows_original_and_all_variants(small):
+    images = small[0][0]
+    original, sheet = images_of(plots.augmentations(images[0], images[:20]))
+    np.testing.assert_array_equal(original, images[0])
+    np.testing.assert_array_equal(sheet[28:56, 0:28], images[9])
+    assert sheet.shape == (3 * 28, 9 * 28) and not sheet[56:, 2 * 28 :].any()
+
+
+def test_receptive_field_frames_as_many_pixels_as_the_table_says(small):
+    table = receptive_field(Net())
+    figure = plots.receptive_field(small[0][0][0], table)
+    for axes, row in zip(figure.axes, table):
+        frame = axes.patches[0]
+        assert frame.get_width() == frame.get_height() == row["r_out"]
+        assert row["layer"] in axes.get_title() and f"{row['r_out']} × {row['r_out']}" in axes.get_title()
+        left, right = frame.get_x() + 0.5, frame.get_x() + 0.5 + row["r_out"]
+        assert 0 <= left and right <= 28
+        assert left == row["n_out"] // 2 * row["j_out"]
+
+
+def test_curves_show_history_goal_and_drop():
+    loss, accuracy = plots.curves(HISTORY, goal=0.994).axes
+    lines = {line.get_label(): line for line in accuracy.lines}
+    np.testing.assert_allclose(lines["test"].get_ydata(), [95, 98, 99.5])
+    np.testing.assert_allclose(lines["train (augmented images)"].get_ydata(), [90, 97, 98])
+    np.testing.assert_array_equal(lines["test"].get_xdata(), [1, 2, 3])
+    np.testing.assert_allclose(lines["goal 99.4%"].get_ydata(), 99.4)
+    np.testing.assert_allclose(lines["learning rate 0.25 → 0.025"].get_xdata(), 2.5)
+    np.testing.assert_allclose(loss.lines[0].get_ydata(), HISTORY["train_loss"])
+    np.testing.assert_allclose(loss.lines[1].get_ydata(), HISTORY["test_loss"])
+    assert loss.get_xlabel() == accuracy.get_xlabel() == "epoch"
+    assert accuracy.get_ylabel() == "accuracy (%)" and "nats" in loss.get_ylabel()
+    assert accuracy.get_ylim()[0] < 95 and accuracy.get_ylim()[1] > 99.5
+
+
+def test_curves_of_nothing_is_an_error():
+    with pytest.raises(ValueError, match="no epoch was completed"):
+        plots.curves({}, goal=0.994)
+
+
+def test_predictions_mark_right_and_wrong(small, answers):
+    labels, log_probabilities = answers
+    figure = plots.predictions(small[0][0][:5], labels[:5], log_probabilities[:5])
+    assert titles_of(figure) == ["✓ 0   91.0%", "✓ 1   91.0%", "✓ 2   91.0%", "✗ 8, is 3\n60%", "✓ 4   91.0%"]
+    colours = [axes.title.get_color() for axes in figure.axes[:5]]
+    assert colours == [plots.GREEN] * 3 + [plots.RED] + [plots.GREEN]
+
+
+def test_misclassified_shows_exactly_the_mistakes_most_confident_first(small, answers):
+    images = small[0][0][:40]
+    figure = plots.misclassified(images, *answers)
+    assert titles_of(figure) == ["✗ 1, is 7\n90%", "✗ 6, is 0\n70%", "✗ 8, is 3\n60%"]
+    for picture, index in zip(images_of(figure), (17, 30, 3)):
+        np.testing.assert_array_equal(picture, images[index])
+    assert figure.get_suptitle().startswith("All 3 misclassified of 40")
+    figure = plots.misclassified(images, *answers, limit=2)
+    assert len(images_of(figure)) == 2 and figure.get_suptitle().startswith("The 2 most confident of 3 mistakes")
+
+
+def test_no_mistakes_is_a_picture_too(small, answers):
+    labels, log_probabilities = answers
+    right = log_probabilities.argmax(1)
+    assert plots.misclassified(small[0][0][:40], right, log_probabilities).get_suptitle().startswith("All 0")
+    assert "0 mistakes" in plots.confusion_matrix(right, log_probabilities).get_suptitle()
+
+
+def test_confusion_matrix_counts_truth_by_guess(answers):
+    figure = plots.confusion_matrix(*answers)
+    counts = {text.get_position()[::-1]: int(text.get_text()) for text in figure.axes[0].texts}
+    expected = {(d, d): 4 for d in range(10)} | {(3, 3): 3, (3, 8): 1, (7, 7): 3, (7, 1): 1, (0, 0): 3, (0, 6): 1}
+    assert counts == expected
+    assert figure.axes[0].get_ylabel() == "true digit" and figure.axes[0].get_xlabel() == "predicted digit"
+    assert "3 mistakes in 40" in figure.get_suptitle()
+
+
+def test_class_accuracy_shows_share_interval_and_total(answers):
+    axes = plots.class_accuracy(*answers).axes[0]
+    bars = [container for container in axes.containers if len(container.lines[0].get_xdata())]
+    points = {int(bar.lines[0].get_xdata()[0]): bar.lines[0].get_ydata()[0] for bar in bars}
+    assert points == pytest.approx({d: 75 if d in (0, 3, 7) else 100 for d in range(10)})
+    (segment,) = bars[3].lines[2][0].get_segments()
+    np.testing.assert_allclose(segment[:, 1], [30.064, 95.441], atol=0.01)  # Wilson, 3 of 4, from the published formula
+    (total,) = [line for line in axes.lines if line.get_label() == "all classes: 92.50%"]
+    np.testing.assert_allclose(total.get_ydata(), 92.5)

@@ -1,0 +1,66 @@
+"""README: its tables and numbers are those of the code and of the records."""
+
+import json
+import re
+from pathlib import Path
+
+from reference import COLUMNS, RECEPTIVE_FIELD, SUMMARY
+
+README = Path("README.md").read_text()
+RECORD = json.loads(Path("results/notebook.json").read_text())
+
+
+def section(title: str) -> str:
+    return re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", README, re.M | re.S)[1]
+
+
+def test_model_summary_is_the_one_that_the_model_test_compares():
+    assert f"```text\n{SUMMARY}```" in section("Model summary")
+
+
+def test_receptive_field_table_is_the_one_that_the_model_test_compares():
+    rows = [line.strip("|").split("|") for line in section("Receptive field").splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in row] for row in rows]
+    assert cells[0] == COLUMNS
+    assert cells[2:] == [[str(value) for value in row] for row in RECEPTIVE_FIELD]
+
+
+def test_results_are_those_of_the_recorded_run():
+    accuracies = RECORD["history"]["test_accuracy"]
+    assert (
+        f"| test accuracy, final epoch | > 99.4 % | 99.57 % | **{accuracies[-1]:.2%}** |".replace("%**", " %**")
+        in README
+    )
+    assert f"{max(accuracies):.2%}".replace("%", " %") in section("Results")
+    assert RECORD["torch"].split("+")[0] in section("Results") and RECORD["hardware"] in section("Results")
+    assert f"{RECORD['parameters']:,}" in section("Results")
+
+
+def test_hyperparameters_are_those_of_the_recorded_run():
+    names = dict(
+        epochs="epochs",
+        batch_size="batch size",
+        learning_rate="learning rate",
+        momentum="momentum",
+        dropout="dropout",
+    )
+    rows = dict(re.findall(r"^\| ([^|]+?) \| `?([\d.]+)", section("Hyperparameters"), re.M))
+    for key, name in names.items():
+        assert float(rows[name]) == RECORD["hyperparameters"][key], name
+
+
+def test_pictures_exist():
+    pictures = re.findall(r"!\[[^\]]+\]\((?!http)([^)]+)\)", README)
+    assert len(pictures) >= 2
+    for picture in pictures:
+        assert Path(picture).read_bytes().startswith(b"\x89PNG"), picture
+
+
+def test_two_commands_each_a_single_line():
+    for title in ("Run it", "Test it"):
+        (block,) = re.findall(r"```sh\n(.*?)```", section(title), re.S)
+        assert block.count("\n") == 1 and "requirements.txt" in block, title
+    assert "pytest --nbval" in section("Test it")
+    gate = Path(".ci/run").read_text()
+    command = re.search(r"```sh\n(.*?)\n```", section("Test it"))[1]
+    assert "README.md" in gate or command in gate, "the gate runs README's own test command"
