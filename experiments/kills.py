@@ -23,6 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch  # noqa: E402
 from torch import optim  # noqa: E402
 
+os.environ["TQDM_DISABLE"] = "1"  # the children's bars would overwrite each other
+
 import utils  # noqa: E402
 from model import Net  # noqa: E402
 

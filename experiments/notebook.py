@@ -45,7 +45,7 @@ def main() -> None:
     utils.save_record("results/notebook.json", record | dict(command="python experiments/notebook.py"))
     shutil.copyfile("runs/weights.pt", "results/weights.pt")
     for name in PICTURES:
-        (cell,) = [cell for cell in notebook.cells if cell.source.startswith(f"plots.{name}(")]
+        (cell,) = [cell for cell in notebook.cells if f"plots.{name}(" in cell.source]
         (png,) = [output.data["image/png"] for output in cell.outputs if "data" in output]
         Path(f"results/{name}.png").write_bytes(base64.b64decode(png))
 
