@@ -64,9 +64,9 @@ def kills() -> str:
     record = json.loads((ROOT / "results" / "kills.json").read_text())
     verdict = "equal" if record["equal_to_the_uninterrupted_run"] else "NOT EQUAL"
     return (
-        f"Recorded: **{record['kills']} kills** by SIGKILL, {record['kills_while_writing']} of them while the checkpoint "
-        f"was being written: **{record['lost_epochs']} lost epochs**, {record['runs_compared']} resumed runs {verdict} bit "
-        "for bit to the one that nobody killed."
+        f"Recorded: **{record['kills']} kills** by SIGKILL, {record['kills_while_writing']} of them in the middle of "
+        f"writing the checkpoint; **{record['lost_epochs']} lost epochs**; {record['runs_compared']} resumed runs "
+        f"{verdict} bit for bit to the one that nobody killed."
     )
 
 
