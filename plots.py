@@ -3,6 +3,8 @@
 Colours are Okabe and Ito's, which colour-blind readers can tell apart (https://jfly.uni-koeln.de/color).
 """
 
+import math
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -161,13 +163,13 @@ def curves(history: History, goal: float) -> Figure:
 
 def _verdict(panel: Axes, image: Tensor, label: int, log_probabilities: Tensor) -> None:
     """One image titled with guess and confidence: green and ticked if right, red with the true label if wrong."""
-    guess = int(log_probabilities.argmax())
-    confidence = float(log_probabilities.max().exp())
+    (first, second), (guess, runner_up) = (values.tolist() for values in log_probabilities.topk(2))
     _digit(panel, image)
     if guess == label:
-        panel.set_title(f"✓ {guess}   {confidence:.1%}", color=GREEN, fontsize=11)
+        panel.set_title(f"✓ {guess}   {math.exp(first):.1%}", color=GREEN, fontsize=11)
     else:
-        panel.set_title(f"✗ {guess}, is {label}\n{confidence:.0%}", color=RED, fontsize=11)
+        text = f"✗ {guess}  {math.exp(first):.0%}\nthen {runner_up}  {math.exp(second):.0%}\nis {label}"
+        panel.set_title(text, color=RED, fontsize=11)
 
 
 @_style
@@ -187,7 +189,7 @@ def predictions(images: Tensor, labels: Tensor, log_probabilities: Tensor) -> Fi
 
 @_style
 def misclassified(images: Tensor, labels: Tensor, log_probabilities: Tensor, limit: int = 100) -> Figure:
-    """Every wrongly classified image (up to `limit` of them), the most confident mistakes first."""
+    """Every wrongly classified image (up to `limit`) with first and second guess, the most confident mistakes first."""
     confidence, guesses = log_probabilities.max(1)
     wrong = (guesses != labels).nonzero()[:, 0]
     wrong = wrong[confidence[wrong].argsort(descending=True)]
@@ -197,7 +199,7 @@ def misclassified(images: Tensor, labels: Tensor, log_probabilities: Tensor, lim
     title = f"All {len(wrong)} misclassified of {len(labels):,} test images, most confident mistakes first"
     if len(wrong) > limit:
         title = f"The {limit} most confident of {len(wrong):,} mistakes among {len(labels):,} test images"
-    figure, axes = _subplots(rows, columns, 12, 1.9 * rows + 0.5, title)
+    figure, axes = _subplots(rows, columns, 12, 2.1 * rows + 0.5, title)
     for panel in axes:
         panel.set_axis_off()
     for panel, index in zip(axes, shown.tolist()):
@@ -254,4 +256,70 @@ def class_accuracy(labels: Tensor, log_probabilities: Tensor) -> Figure:
     axes.errorbar([], [], [], fmt="o", color=BLUE, capsize=4, label="one class, with its 95 % interval")
     axes.set(xlabel="digit", ylabel="accuracy (%)", xticks=range(10), xlim=(-0.5, 9.8))
     axes.legend(loc="lower left")
+    return figure
+
+
+@_style
+def reliability(labels: Tensor, log_probabilities: Tensor) -> Figure:
+    """Accuracy of the images within each tenth of confidence, against that confidence; and how many they are."""
+    confidence, guesses = log_probabilities.exp().max(1)
+    hits = (guesses == labels).float()
+    tenths = (confidence * 10).long().clamp(max=9)
+    figure, (above, below) = _subplots(2, 1, 7, 6.5, "Is the confidence deserved?")
+    above.plot([0, 100], [0, 100], color=GREY, linestyle="--", label="confidence = accuracy")
+    points = [
+        (100 * confidence[chosen].mean().item(), 100 * hits[chosen].mean().item(), int(chosen.sum()))
+        for chosen in (tenths == tenth for tenth in range(10))
+        if chosen.any()
+    ]
+    above.plot(
+        *zip(*[point[:2] for point in points]), color=BLUE, marker="o", label="test images, by tenths of confidence"
+    )
+    above.set(xlim=(0, 102), ylim=(0, 105), xlabel="confidence (%)", ylabel="accuracy (%)")
+    above.legend(loc="upper left")
+    below.hist(100 * confidence.cpu().numpy(), bins=range(0, 101, 10), color=BLUE, edgecolor="white")
+    below.set(xlim=(0, 102), yscale="log", xlabel="confidence (%)", ylabel="test images")
+    return figure
+
+
+@_style
+def feature_maps(image: Tensor, maps: dict[str, Tensor]) -> Figure:
+    """The first eight channels ([C, H, W]) that each layer makes of one `image`, the image first; light is strong."""
+    figure, axes = _subplots(len(maps), 9, 11, 1.28 * len(maps) + 0.6, "What each layer keeps of one digit")
+    for panel in axes:
+        panel.set_axis_off()
+    for number, (name, channels) in enumerate(maps.items()):
+        first, *rest = axes[9 * number : 9 * number + 9]
+        if number == 0:
+            _digit(first, image)
+        first.set_title(f"{name}\n{channels.shape[1]} × {channels.shape[2]}", fontsize=11, y=0.35 if number else 1.0)
+        for panel, channel in zip(rest, channels):
+            panel.imshow(channel.cpu().numpy(), cmap="viridis")
+    return figure
+
+
+@_style
+def limits(accuracies: dict[str, dict[float, float]], trained: dict[str, tuple[float, float]]) -> Figure:
+    """Test accuracy (fractions) against the strength of each disturbance; the range that training saw is shaded."""
+    figure, axes = _subplots(1, len(accuracies), 12, 4, "How far from the training images can a test image be?")
+    for panel, (name, results) in zip(axes, accuracies.items()):
+        panel.axvspan(*trained[name], color=GREEN, alpha=0.15, label="seen in training")
+        values = [100 * accuracy for accuracy in results.values()]
+        panel.plot(list(results), values, color=BLUE, marker="o", label="test accuracy")
+        panel.set(xlabel=name, ylabel="accuracy (%)", ylim=(0, 104))
+    axes[0].legend(loc="lower center")
+    return figure
+
+
+@_style
+def reading(image: Tensor, probabilities: Tensor) -> Figure:
+    """What the network was shown (uint8 [28, 28]) beside its ten probabilities."""
+    digit = int(probabilities.argmax())
+    figure, (left, right) = _subplots(1, 2, 8, 3.6, f"This is a {digit}, says the network: {probabilities.max():.1%}")
+    _digit(left, image)
+    left.set_title("what it was shown")
+    colours = [RED if guess == digit else BLUE for guess in range(10)]
+    right.barh(range(10), 100 * probabilities.cpu().numpy(), color=colours)
+    right.set(xlabel="probability (%)", ylabel="digit", yticks=range(10), xlim=(0, 100))
+    right.invert_yaxis()
     return figure

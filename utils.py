@@ -152,6 +152,16 @@ def augment(images: Tensor, zoom_probability: float, max_degrees: float) -> Tens
     return rotate(zoom(images, chosen), degrees)
 
 
+def shift(images: Tensor, pixels: int) -> Tensor:
+    """Move all images right by `pixels` (left, if negative); what leaves is lost, what comes in is 0."""
+    return F.pad(images, (pixels, -pixels))
+
+
+def add_noise(images: Tensor, deviation: float) -> Tensor:
+    """Add normally distributed noise of standard `deviation` (grey values of 255) to every pixel."""
+    return (images + deviation * torch.randn(images.shape, device=images.device)).round().clamp(0, 255).to(torch.uint8)
+
+
 def normalize(images: Tensor) -> Tensor:
     """What the network takes: float32 [B, 1, 28, 28] of mean 0 and standard deviation 1, from uint8 [B, 28, 28]."""
     if images.dtype != torch.uint8 or images.ndim != 3:
@@ -221,6 +231,18 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, f
     log_probabilities = predict(model, images)
     hits = (log_probabilities.argmax(1) == labels).sum()
     return F.nll_loss(log_probabilities, labels).item(), hits.item() / len(images)
+
+
+@torch.inference_mode()
+def activations(model: nn.Sequential, image: Tensor) -> dict[str, Tensor]:
+    """What every block of `model` makes of one uint8 `image` [28, 28]: block name → channels [C, H, W]."""
+    model.eval()
+    x, maps = normalize(image[None]), {}
+    for name, block in model.named_children():
+        x = block(x)
+        if x.ndim == 4:
+            maps[name] = x[0]
+    return maps
 
 
 def fit(

@@ -99,3 +99,18 @@ def test_mean_and_deviation_are_those_of_the_training_images(mnist):
     pixels = mnist[0][0].double() / 255
     assert round(pixels.mean().item(), 4) == utils.MEAN
     assert round(pixels.std().item(), 4) == utils.STD
+
+
+def test_shift_moves_and_fills_with_zero(images):
+    right = utils.shift(images, 3)
+    assert torch.equal(right[:, :, 3:], images[:, :, :-3]) and not right[:, :, :3].any()
+    left = utils.shift(images, -2)
+    assert torch.equal(left[:, :, :-2], images[:, :, 2:]) and not left[:, :, -2:].any()
+
+
+def test_noise_has_the_given_deviation():
+    torch.manual_seed(0)
+    grey = torch.full((50, 28, 28), 128, dtype=torch.uint8)
+    noisy = utils.add_noise(grey, 20.0).double()
+    assert abs(noisy.mean() - 128) < 0.5 and abs(noisy.std() - 20) < 0.5
+    assert utils.add_noise(torch.full_like(grey, 250), 100.0).dtype == torch.uint8

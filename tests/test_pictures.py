@@ -26,7 +26,8 @@ def answers():
     probabilities = torch.full((40, 10), 0.01)
     probabilities[torch.arange(40), labels] = 0.91
     for index, guess, confidence in ((3, 8, 0.6), (17, 1, 0.9), (30, 6, 0.7)):
-        probabilities[index] = (1 - confidence) / 9
+        probabilities[index] = (1 - confidence) / 16
+        probabilities[index, labels[index]] = (1 - confidence) / 2
         probabilities[index, guess] = confidence
     return labels, probabilities.log()
 
@@ -111,7 +112,13 @@ def test_curves_of_nothing_is_an_error():
 def test_predictions_mark_right_and_wrong(small, answers):
     labels, log_probabilities = answers
     figure = plots.predictions(small[0][0][:5], labels[:5], log_probabilities[:5])
-    assert titles_of(figure) == ["✓ 0   91.0%", "✓ 1   91.0%", "✓ 2   91.0%", "✗ 8, is 3\n60%", "✓ 4   91.0%"]
+    assert titles_of(figure) == [
+        "✓ 0   91.0%",
+        "✓ 1   91.0%",
+        "✓ 2   91.0%",
+        "✗ 8  60%\nthen 3  20%\nis 3",
+        "✓ 4   91.0%",
+    ]
     colours = [axes.title.get_color() for axes in figure.axes[:5]]
     assert colours == [plots.GREEN] * 3 + [plots.RED] + [plots.GREEN]
 
@@ -119,7 +126,11 @@ def test_predictions_mark_right_and_wrong(small, answers):
 def test_misclassified_shows_exactly_the_mistakes_most_confident_first(small, answers):
     images = small[0][0][:40]
     figure = plots.misclassified(images, *answers)
-    assert titles_of(figure) == ["✗ 1, is 7\n90%", "✗ 6, is 0\n70%", "✗ 8, is 3\n60%"]
+    assert titles_of(figure) == [
+        "✗ 1  90%\nthen 7  5%\nis 7",
+        "✗ 6  70%\nthen 0  15%\nis 0",
+        "✗ 8  60%\nthen 3  20%\nis 3",
+    ]
     for picture, index in zip(images_of(figure), (17, 30, 3)):
         np.testing.assert_array_equal(picture, images[index])
     assert figure.get_suptitle().startswith("All 3 misclassified of 40")
@@ -152,3 +163,42 @@ def test_class_accuracy_shows_share_interval_and_total(answers):
     np.testing.assert_allclose(segment[:, 1], [30.064, 95.441], atol=0.01)  # Wilson, 3 of 4, from the published formula
     (total,) = [line for line in axes.lines if line.get_label() == "all classes: 92.50%"]
     np.testing.assert_allclose(total.get_ydata(), 92.5)
+
+
+def test_reliability_shows_accuracy_by_confidence(answers):
+    above, below = plots.reliability(*answers).axes
+    (line,) = [line for line in above.lines if "tenths" in line.get_label()]
+    expected = [(60, 0), (70, 0), (100 * (37 * 0.91 + 0.9) / 38, 100 * 37 / 38)]  # 0.9 and 0.91 share a tenth
+    np.testing.assert_allclose(list(zip(*line.get_data())), expected, atol=1e-3)
+    heights = [patch.get_height() for patch in below.patches]
+    assert heights[9] == 38 and sum(heights) == 40
+
+
+def test_feature_maps_are_those_of_the_network(small):
+    torch.manual_seed(0)
+    model, image = Net().eval(), small[0][0][0]
+    maps = utils.activations(model, image)
+    assert list(maps) == ["conv1", "conv2", "conv3", "tran1", "conv4", "conv5", "conv6"]
+    expected = model.conv2(model.conv1(utils.normalize(image[None])))[0].detach()
+    torch.testing.assert_close(maps["conv2"], expected)
+    pictures = images_of(plots.feature_maps(image, maps))
+    assert len(pictures) == 1 + 7 * 8
+    np.testing.assert_array_equal(pictures[0], image)
+    np.testing.assert_allclose(pictures[1 + 8 + 3], expected[3], rtol=1e-5, atol=1e-6)
+
+
+def test_limits_show_each_disturbance_with_what_training_saw():
+    accuracies = {"rotation (degrees)": {0: 0.99, 30: 0.8}, "shift (pixels)": {0: 0.99, 4: 0.5}}
+    figure = plots.limits(accuracies, {"rotation (degrees)": (-15, 15), "shift (pixels)": (0, 0)})
+    np.testing.assert_allclose(figure.axes[0].lines[0].get_data(), [[0, 30], [99, 80]])
+    assert figure.axes[1].get_xlabel() == "shift (pixels)"
+    span = figure.axes[0].patches[0]
+    assert (span.get_x(), span.get_x() + span.get_width()) == (-15, 15)
+
+
+def test_reading_shows_image_and_probabilities(small):
+    image, probabilities = small[0][0][0], torch.tensor([0.05] * 5 + [0.55] + [0.05] * 4)
+    figure = plots.reading(image, probabilities)
+    np.testing.assert_array_equal(images_of(figure)[0], image)
+    np.testing.assert_allclose([bar.get_width() for bar in figure.axes[1].patches], 100 * probabilities, rtol=1e-6)
+    assert figure.get_suptitle() == "This is a 5, says the network: 55.0%"

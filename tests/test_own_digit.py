@@ -1,0 +1,193 @@
+"""The reader's own digit: MNIST's digits come back from other pictures, and what is no digit is refused."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import utils
+from model import Net
+from own_digit import DrawingPad, prepare, read_digit
+
+COUNT = 300
+
+
+@pytest.fixture(scope="module")
+def network():
+    network = Net()
+    utils.load_weights(network, "results/weights.pt")
+    return network
+
+
+@pytest.fixture(scope="module")
+def digits(mnist):
+    return mnist[1][0][:COUNT].numpy(), mnist[1][1][:COUNT]
+
+
+def accuracy(network, pictures, labels) -> float:
+    return np.mean([read_digit(network, picture).digit == label for picture, label in zip(pictures, labels.tolist())])
+
+
+def paste(digit: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+    """`digit` at a random size and place, as pen of random grey on paper of random grey: plain, shaded or noisy."""
+    side = int(draw.integers(20, 300))
+    large = np.asarray(Image.fromarray(digit).resize((side, side), Image.Resampling.BICUBIC)) / 255
+    height, width = (int(side * draw.uniform(1, 2.5)) for _ in range(2))
+    top, left = draw.integers(0, height - side + 1), draw.integers(0, width - side + 1)
+    ink = np.zeros((height, width))
+    ink[top : top + side, left : left + side] = large
+    paper = np.full((height, width), draw.uniform(0.6, 1.0))
+    pen = draw.uniform(0, paper[0, 0] - 0.35)
+    kind = draw.integers(3)
+    if kind == 1:
+        paper *= np.linspace(1, draw.uniform(0.7, 1.0), width)
+    if kind == 2:
+        paper += draw.normal(0, 0.03, paper.shape)
+    picture = np.clip(paper * (1 - ink) + pen * ink, 0, 1)
+    return picture if draw.random() < 0.5 else 1 - picture
+
+
+def test_mnist_digits_are_left_nearly_as_they_are(network, digits):
+    images, labels = digits
+    prepared = np.stack([prepare(image).numpy() for image in images])
+    assert np.abs(prepared.astype(int) - images).mean() < 1.0  # of 255
+    plain = (utils.predict(network, torch.from_numpy(images)).argmax(1) == labels).float().mean().item()
+    assert accuracy(network, images, labels) >= plain - 0.004
+
+
+def test_pasted_digits_are_read_nearly_as_well_as_the_originals(network, digits):
+    images, labels = digits
+    draw = np.random.default_rng(0)
+    pictures = [paste(image, draw) for image in images]
+    plain = (utils.predict(network, torch.from_numpy(images)).argmax(1) == labels).float().mean().item()
+    assert accuracy(network, pictures, labels) >= plain - 0.01
+
+
+@pytest.fixture(scope="module")
+def seven(digits):
+    return Image.fromarray(digits[0][0]).resize((112, 112))  # the first test image is a 7, light on dark
+
+
+def colours(seven):
+    yield "dark on light", Image.eval(seven, lambda v: 255 - v)
+    yield "16 bits", Image.fromarray(np.asarray(seven).astype(np.uint16) * 257)
+    yield "palette", seven.convert("P")
+    red = Image.merge("RGB", [Image.new("L", seven.size, 255)] + [Image.eval(seven, lambda v: 255 - v)] * 2)
+    yield "red on white", red
+    for name, pen in (("black", 0), ("white", 255)):
+        pen = Image.new("L", seven.size, pen)
+        yield f"{name} on transparent", Image.merge("RGBA", [pen, pen, pen, seven])
+    yield "bool array", np.asarray(seven) > 127
+    yield "float array", np.asarray(seven) / 255
+    yield "RGB array", np.repeat(np.asarray(seven)[:, :, None], 3, axis=2)
+
+
+def test_any_kind_of_picture_is_read(network, seven):
+    for name, picture in colours(seven):
+        assert read_digit(network, picture).digit == 7, name
+
+
+def test_files_are_read_and_turned_as_their_camera_says(network, seven, tmp_path):
+    for name in ("seven.png", "seven.jpg", "seven.gif"):
+        seven.save(tmp_path / name)
+        assert read_digit(network, str(tmp_path / name)).digit == 7
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright: turn by 90° to show
+    seven.rotate(90, expand=True).save(tmp_path / "turned.jpg", exif=exif)
+    assert read_digit(network, tmp_path / "turned.jpg").digit == 7
+
+
+def test_a_thin_pen_on_a_large_sheet_is_read(network):
+    sheet = np.ones((900, 700))
+    sheet[200:204, 200:500] = 0  # a 7, 300 pixels wide and 4 thick
+    for row in range(200, 700):
+        column = 500 - (row - 200) // 3
+        sheet[row, column - 4 : column] = 0
+    assert read_digit(network, sheet).digit == 7
+
+
+def test_the_box_is_twenty_pixels_and_the_mass_is_centred(seven):
+    wide = Image.new("L", (300, 120), 0)
+    wide.paste(seven, (150, 4))
+    image = prepare(wide).float()
+    rows, columns = image.any(1).nonzero()[:, 0], image.any(0).nonzero()[:, 0]
+    assert max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1 == 20
+    centre = [(image.sum(1 - axis) * torch.arange(28)).sum() / image.sum() for axis in (0, 1)]
+    assert all(abs(value - 14) <= 0.5 for value in centre)
+
+
+def test_reading_has_digit_probabilities_and_what_was_shown(network, seven):
+    digit, probabilities, image = read_digit(network, seven)
+    assert digit == probabilities.argmax() == 7
+    torch.testing.assert_close(probabilities.sum(), torch.tensor(1.0))
+    torch.testing.assert_close(utils.predict(network, image[None])[0].exp(), probabilities)
+
+
+@pytest.mark.parametrize("level", [0, 90, 255])
+def test_a_blank_page_is_refused(network, level):
+    blank = np.full((200, 200), level, np.uint8)
+    noisy = np.clip(blank + np.random.default_rng(0).normal(0, 6, blank.shape), 0, 255).astype(np.uint8)
+    for page in (blank, noisy):
+        with pytest.raises(ValueError, match="no digit to be seen"):
+            read_digit(network, page)
+
+
+def test_several_digits_are_refused(network, digits):
+    first, second = digits[0][0], digits[0][3]
+    with pytest.raises(ValueError, match="2 digits side by side; cut out one"):
+        read_digit(network, np.concatenate([first, second], 1))
+    with pytest.raises(ValueError, match="2 digits one above the other; cut out one"):
+        read_digit(network, np.concatenate([first, second], 0))
+    with pytest.raises(ValueError, match="3 digits side by side"):
+        read_digit(network, np.concatenate([first, second, first], 1))
+
+
+def test_hardly_any_single_digit_is_taken_for_several(mnist):
+    refused = 0
+    for image in mnist[0][0][:1000].numpy():
+        try:
+            prepare(image)
+        except ValueError:
+            refused += 1
+    assert refused <= 2
+
+
+@pytest.mark.parametrize(
+    "picture, message",
+    [
+        (np.zeros((28, 28, 2), np.uint8), r"\[H, W\], \[H, W, 3\] or \[H, W, 4\], got \[28, 28, 2\]"),
+        (np.zeros((0, 28), np.uint8), r"got \[0, 28\]"),
+        (np.full((28, 28), 300.0), r"float array must hold values in \[0, 1\]"),
+        (np.full((28, 28), np.nan), r"float array must hold values in \[0, 1\]"),
+        (np.zeros((28, 28), np.int64), "uint8, bool or float, got int64"),
+        (np.zeros((5, 28), np.uint8), "too small"),
+        (7, "a path, a PIL image or an array, not int"),
+    ],
+)
+def test_what_is_no_picture_is_named(network, picture, message):
+    with pytest.raises(ValueError, match=message):
+        read_digit(network, picture)
+
+
+def test_a_file_that_is_no_image_is_named(network, tmp_path):
+    path = tmp_path / "notes.png"
+    path.write_text("not an image")
+    with pytest.raises(ValueError, match=f"{path} is no image"):
+        read_digit(network, path)
+    whole = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)).save(whole, "PNG")
+    path.write_bytes(whole.getvalue()[:200])
+    with pytest.raises(ValueError, match=f"{path} is no image"):
+        read_digit(network, path)
+    with pytest.raises(FileNotFoundError):
+        read_digit(network, tmp_path / "missing.png")
+
+
+def test_the_pad_answers_drawings_and_explains_blank_ones(network, seven):
+    pad = DrawingPad(network)
+    pad.pixels = np.asarray(Image.eval(seven.resize((140, 140)), lambda v: 255 - v)).tobytes()
+    assert np.argmax(pad.probabilities) == 7 and pad.message == "this is a 7" and pad.answers == 1
+    pad.pixels = np.full(140 * 140, 255, np.uint8).tobytes()
+    assert pad.probabilities == [] and "no digit to be seen" in pad.message and pad.answers == 2
