@@ -1,5 +1,6 @@
 // A canvas to draw a digit on, and the ten probabilities as bars. Python sees the drawing as `pixels`, grey bytes of
-// SENT × SENT, and answers with `probabilities` and `message`.
+// SENT × SENT, each with the number of its `question`, and gives `probabilities` and `message` with the `answer` of that
+// number.
 const SHOWN = 280, SENT = 140;
 
 function render({ model, el }) {
@@ -46,6 +47,7 @@ function render({ model, el }) {
     for (let i = 0; i < grey.length; i++) grey[i] = rgba[4 * i];
     waiting = true;
     model.set("pixels", new DataView(grey.buffer));
+    model.set("question", model.get("question") + 1);
     model.save_changes();
   }
 
@@ -88,7 +90,7 @@ function render({ model, el }) {
     canvas.addEventListener(name, () => { if (drawing) { drawing = false; send(); } });
   }
   clear.addEventListener("click", () => { wipe(); send(); });
-  model.on("change:answers", show);
+  model.on("change:answer", show);
 
   wipe();
   show();

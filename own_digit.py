@@ -186,23 +186,24 @@ class DrawingPad(anywidget.AnyWidget):
 
     _esm = Path(__file__).parent / "drawing_pad.js"
     _css = Path(__file__).parent / "drawing_pad.css"
-    pixels = traitlets.Bytes(b"").tag(sync=True)
+    pixels = traitlets.CBytes(b"").tag(sync=True)  # the browser sends a memoryview
     probabilities = traitlets.List(traitlets.Float()).tag(sync=True)
     message = traitlets.Unicode("draw one digit, as large as you like").tag(sync=True)
-    answers = traitlets.Int(0).tag(sync=True)
+    question = traitlets.Int(0).tag(sync=True)  # counts the drawings sent ...
+    answer = traitlets.Int(0).tag(sync=True)  # ... and names the last one answered
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self._network = network
-        self.observe(self._read, "pixels")
+        self.observe(self._read, "question")
 
     def _read(self, change: dict) -> None:
-        side = int(len(change["new"]) ** 0.5)
-        drawing = np.frombuffer(change["new"], np.uint8).reshape(side, side)
+        side = int(len(self.pixels) ** 0.5)
+        drawing = np.frombuffer(self.pixels, np.uint8).reshape(side, side)
         try:
             digit, probabilities, _ = read_digit(self._network, drawing)
         except ValueError as error:
             self.probabilities, self.message = [], str(error)
         else:
             self.probabilities, self.message = probabilities.tolist(), f"this is a {digit}"
-        self.answers += 1  # the canvas waits for it before it sends the next drawing
+        self.answer = change["new"]

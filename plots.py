@@ -13,6 +13,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
+from scipy import stats
 from torch import Tensor
 
 from utils import History
@@ -322,4 +323,26 @@ def reading(image: Tensor, probabilities: Tensor) -> Figure:
     right.barh(range(10), 100 * probabilities.cpu().numpy(), color=colours)
     right.set(xlabel="probability (%)", ylabel="digit", yticks=range(10), xlim=(0, 100))
     right.invert_yaxis()
+    return figure
+
+
+@_style
+def seeds(accuracies: dict[str, list[float]], reference: float) -> Figure:
+    """Final accuracies (fractions) of each recipe's seeds, their mean and its 95 % interval; `reference` is a line."""
+    figure, (axes,) = _subplots(1, 1, 10, 1.6 + 0.8 * len(accuracies), "Final test accuracy: one point a seed")
+    for row, values in enumerate(accuracies.values()):
+        points = 100 * np.array(values)
+        lifted = row + 0.14 * (np.arange(len(points)) % 3 - 1)  # so that equal values do not hide each other
+        axes.scatter(points, lifted, color=BLUE, alpha=0.7, s=45, label="one seed" if row == 0 else None, zorder=2)
+        half = stats.t.ppf(0.975, len(points) - 1) * stats.sem(points) if len(points) > 1 else 0
+        label = "mean with its 95 % interval" if row == 0 else None
+        style = dict(color=RED, markersize=13, markeredgewidth=2.5, capsize=6, elinewidth=2.5, zorder=3)
+        axes.errorbar(points.mean(), row + 0.32, xerr=half, fmt="|", label=label, **style)
+    label = f"the reference solution's one seed: {reference:.2%}"
+    axes.axvline(100 * reference, color=GREY, linestyle="--", label=label)
+    axes.set(
+        xlabel="test accuracy after the last epoch (%)", yticks=range(len(accuracies)), yticklabels=list(accuracies)
+    )
+    axes.set_ylim(len(accuracies) - 0.4, -0.6)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3 / (0.5 + 0.25 * len(accuracies))), ncols=3, frameon=False)
     return figure

@@ -426,6 +426,14 @@ def save_record(path: str | Path, record: dict) -> None:
     _move_into_place(Path(path), lambda file: file.write(text.encode()))
 
 
+def load_records(folder: str | Path) -> list[dict]:
+    """The records of one recipe, `folder`/<seed>.json, by seed; `ValueError` if there are none."""
+    paths = sorted(Path(folder).glob("*.json"), key=lambda path: int(path.stem))
+    if not paths:
+        raise ValueError(f"{folder} holds no records; experiments/study.py writes them")
+    return [json.loads(path.read_text()) for path in paths]
+
+
 def environment(device: torch.device | str) -> dict[str, str | int]:
     """What a record says about where it was made: commit, torch version, hardware, threads."""
     hardware = platform.processor() or platform.machine()

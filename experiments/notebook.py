@@ -38,6 +38,8 @@ def main() -> None:
     for cell in notebook.cells:  # what papermill adds changes with every run
         cell.metadata.pop("papermill", None)
         cell.metadata.pop("execution", None)
+        if "drawing-pad" in cell.metadata.get("tags", []):  # a widget is nothing without its kernel
+            cell.outputs = []
         if not cell.metadata.get("tags"):
             cell.metadata.pop("tags", None)
     nbformat.write(notebook, "A6.ipynb")

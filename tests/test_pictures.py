@@ -202,3 +202,17 @@ def test_reading_shows_image_and_probabilities(small):
     np.testing.assert_array_equal(images_of(figure)[0], image)
     np.testing.assert_allclose([bar.get_width() for bar in figure.axes[1].patches], 100 * probabilities, rtol=1e-6)
     assert figure.get_suptitle() == "This is a 5, says the network: 55.0%"
+
+
+def test_seeds_show_every_run_its_mean_and_interval():
+    figure = plots.seeds({"a": [0.995, 0.996, 0.997], "b": [0.99, 0.99]}, reference=0.9957)
+    axes = figure.axes[0]
+    np.testing.assert_allclose(sorted(axes.collections[0].get_offsets()[:, 0]), [99.5, 99.6, 99.7])
+    mean, _, (whisker,) = axes.containers[0].lines
+    np.testing.assert_allclose(mean.get_xdata(), 99.6)
+    # Student's t for two degrees of freedom is 4.303; the standard deviation is 0.1
+    np.testing.assert_allclose(
+        whisker.get_segments()[0][:, 0], [99.6 - 4.303 * 0.1 / 3**0.5, 99.6 + 4.303 * 0.1 / 3**0.5], rtol=1e-5
+    )
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+    assert any("99.57%" in line.get_label() for line in axes.lines)

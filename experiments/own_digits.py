@@ -1,0 +1,71 @@
+"""How well do MNIST's test digits come back from other pictures? Records results/own_digits.json.
+
+    python experiments/own_digits.py
+
+Every test digit is pasted at a random size and place, dark on light or light on dark, on plain, shaded or noisy paper;
+`own_digit.read_digit` reads it with the committed weights. Takes about two minutes.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+from PIL import Image  # noqa: E402
+from tqdm.auto import tqdm  # noqa: E402
+
+import utils  # noqa: E402
+from model import Net  # noqa: E402
+from own_digit import read_digit  # noqa: E402
+
+SEED = 0
+
+
+def paste(digit: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+    """`digit` at a random size and place, as pen of random grey on paper of random grey: plain, shaded or noisy."""
+    side = int(draw.integers(20, 300))
+    large = np.asarray(Image.fromarray(digit).resize((side, side), Image.Resampling.BICUBIC)) / 255
+    height, width = (int(side * draw.uniform(1, 2.5)) for _ in range(2))
+    top, left = draw.integers(0, height - side + 1), draw.integers(0, width - side + 1)
+    ink = np.zeros((height, width))
+    ink[top : top + side, left : left + side] = large
+    paper = np.full((height, width), draw.uniform(0.6, 1.0))
+    pen = draw.uniform(0, paper[0, 0] - 0.35)
+    kind = draw.integers(3)
+    if kind == 1:
+        paper *= np.linspace(1, draw.uniform(0.7, 1.0), width)
+    if kind == 2:
+        paper += draw.normal(0, 0.03, paper.shape)
+    picture = np.clip(paper * (1 - ink) + pen * ink, 0, 1)
+    return picture if draw.random() < 0.5 else 1 - picture
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    network = Net()
+    utils.load_weights(network, ROOT / "results" / "weights.pt")
+    _, (images, labels) = utils.load_mnist(ROOT / "data", "cpu")
+    draw = np.random.default_rng(SEED)
+    hits, refused = 0, 0
+    for image, label in tqdm(list(zip(images.numpy(), labels.tolist())), unit="digit"):
+        try:
+            hits += read_digit(network, paste(image, draw)).digit == label
+        except ValueError:
+            refused += 1
+    record = dict(
+        digits=len(images),
+        pasted_accuracy=hits / len(images),
+        refused=refused,
+        original_accuracy=utils.evaluate(network, images, labels)[1],
+        seed=SEED,
+        command="python experiments/own_digits.py",
+    )
+    utils.save_record(ROOT / "results" / "own_digits.json", record | utils.environment("cpu"))
+    print(f"original {record['original_accuracy']:.2%}, pasted {record['pasted_accuracy']:.2%}, {refused} refused")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Studies: the same numbers whoever runs them, and records that are whole."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from distributed import LocalCluster
+
+import utils
+
+RECIPES = sorted(path.name for path in Path("results/runs").glob("*"))
+
+
+def study(folder: Path, *arguments: str) -> str:
+    command = [sys.executable, "experiments/study.py", "reference", "--images", "300", "--epochs", "2", *arguments]
+    finished = subprocess.run([*command, "--output", str(folder)], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+def histories(folder: Path) -> dict[int, dict]:
+    records = utils.load_records(folder / "reference")
+    return {r["seed"]: {name: v for name, v in r["history"].items() if name != "seconds"} for r in records}
+
+
+def test_a_study_gives_the_same_numbers_side_by_side_one_by_one_and_on_a_dask_cluster(tmp_path):
+    study(tmp_path / "loky", "--seeds", "1,2", "--jobs", "2")
+    out = study(tmp_path / "one by one", "--seeds", "2", "--jobs", "1")
+    assert "0 of 1 seeds are recorded already" in out
+    out = study(tmp_path / "one by one", "--seeds", "1-2", "--jobs", "1")
+    assert "1 of 2 seeds are recorded already" in out, "a stopped study goes on where it was"
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        study(tmp_path / "dask", "--seeds", "1,2", "--backend", "dask", "--address", cluster.scheduler_address)
+    expected = histories(tmp_path / "loky")
+    assert set(expected) == {1, 2} and expected[1] != expected[2]
+    assert histories(tmp_path / "one by one") == histories(tmp_path / "dask") == expected
+
+
+def test_validation_holds_out_the_last_training_images(tmp_path, mnist):
+    study(tmp_path, "--seeds", "1", "--validate", "--set", "batch_size=64")
+    (record,) = utils.load_records(tmp_path / "reference+batch_size=64")
+    assert record["tested_on"] == "the last 10,000 training images" and record["hyperparameters"]["batch_size"] == 64
+    torch.set_num_threads(1)  # as in the study, for equal sums
+    try:
+        network, *_ = restored(tmp_path / "study" / "reference+batch_size=64-300-1.pt")
+        images, labels = mnist[0]
+        held_out = utils.evaluate(network, images[50_000:50_300], labels[50_000:50_300])
+    finally:
+        torch.set_num_threads(os.cpu_count())
+    assert held_out == (record["history"]["test_loss"][-1], record["history"]["test_accuracy"][-1])
+
+
+def restored(checkpoint: Path):
+    from model import Net
+
+    network = Net().to(memory_format=torch.channels_last)
+    network.load_state_dict(torch.load(checkpoint, weights_only=True)["model"])
+    return (network,)
+
+
+def test_other_hyperparameters_do_not_mix_with_recorded_runs(tmp_path):
+    study(tmp_path, "--seeds", "1")
+    path = tmp_path / "reference" / "1.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | dict(hyperparameters=record["hyperparameters"] | dict(momentum=0.5))))
+    command = [
+        sys.executable,
+        "experiments/study.py",
+        "reference",
+        "--seeds",
+        "1",
+        "--epochs",
+        "2",
+        "--output",
+        tmp_path,
+    ]
+    finished = subprocess.run(command, capture_output=True, text=True)
+    assert finished.returncode != 0 and f"{path} was made with other hyperparameters" in finished.stderr
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recorded_runs_are_whole(recipe):
+    records = utils.load_records(Path("results/runs") / recipe)
+    assert len({record["seed"] for record in records}) == len(records)
+    for record in records:
+        assert record["recipe"] == recipe and record["hyperparameters"] == records[0]["hyperparameters"]
+        assert record["trained_on"] == 60_000 and record["tested_on"] == "the test set"
+        for name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy"):
+            assert len(record["history"][name]) == record["hyperparameters"]["epochs"] <= 19, (recipe, record["seed"])
+        assert all(0.5 < accuracy <= 1 for accuracy in record["history"]["test_accuracy"])
+        assert record["seconds"] == pytest.approx(sum(record["history"]["seconds"]))
+        for key in ("commit", "torch", "hardware", "threads", "command", "parameters"):
+            assert record[key], key
+        assert "dirty" not in record["commit"] and record["commit"] != "unknown"
+
+
+def test_readme_states_mean_and_spread_of_the_raw_runs():
+    readme = Path("README.md").read_text()
+    for recipe in RECIPES:
+        final = [100 * r["history"]["test_accuracy"][-1] for r in utils.load_records(Path("results/runs") / recipe)]
+        row = next(line for line in readme.splitlines() if line.startswith(f"| {recipe} |"))
+        for number in (f"{statistics.mean(final):.3f}", f"{min(final):.2f}", f"{max(final):.2f}", f"| {len(final)} |"):
+            assert number in row, (recipe, number)
