@@ -64,7 +64,7 @@ def prepare(picture: Picture) -> Tensor:
 
 
 def _grey(picture: Picture) -> np.ndarray:
-    """Brightness of `picture`, float [H, W] in [0, 1], at most 800 pixels long; alpha laid over what shows it best."""
+    """Brightness of `picture`, float [H, W] in [0, 1], at most 500 pixels long; alpha laid over what shows it best."""
     if isinstance(picture, str | Path):
         try:
             with Image.open(picture) as opened:
@@ -82,9 +82,9 @@ def _grey(picture: Picture) -> np.ndarray:
         picture = _from_array((values - values.min()) / max(np.ptp(values), 1e-9))
     if min(picture.size) < 8:
         raise ValueError(f"a picture of {picture.width} × {picture.height} pixels is too small to hold a digit")
-    if max(picture.size) > 800:
+    if max(picture.size) > 500:
         picture = picture.copy()
-        picture.thumbnail((800, 800))
+        picture.thumbnail((500, 500))
     if "A" in picture.mode or "transparency" in picture.info:
         grounds = (Image.new("RGBA", picture.size, colour) for colour in ("white", "black"))
         layers = [Image.alpha_composite(ground, picture.convert("RGBA")).convert("L") for ground in grounds]
@@ -122,7 +122,7 @@ def _ink(grey: np.ndarray) -> np.ndarray:
         paper = terms @ np.linalg.lstsq(sample[chosen], values[chosen], rcond=None)[0]
     darker, lighter = np.clip(paper - grey, 0, None), np.clip(grey - paper, 0, None)
     ink = darker if np.quantile(darker, 0.995) >= np.quantile(lighter, 0.995) else lighter
-    return ndimage.gaussian_filter(ink, max(grey.shape) / 800)
+    return ndimage.gaussian_filter(ink, max(grey.shape) / 500)
 
 
 def _one_digit(ink: np.ndarray) -> np.ndarray:

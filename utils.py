@@ -325,12 +325,13 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
     _move_into_place(Path(path), lambda file: torch.save(model.state_dict(), file))
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Fill `model` with the weights in `path`; `RuntimeError` if the file is damaged or holds another network's."""
+def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
+    """Fill `model` with the weights in `path`, return it; `RuntimeError` if they are damaged or another network's."""
     try:
         model.load_state_dict(_load(Path(path)))
     except (RuntimeError, TypeError, AttributeError) as error:
         raise RuntimeError(f"{path} does not hold weights of this network: {error}") from error
+    return model
 
 
 def _describe_run(model, optimizer, scheduler, train, test, epochs, batch_size, transform) -> dict[str, str]:

@@ -55,8 +55,7 @@ def test_nineteen_epochs_are_stored_and_the_last_one_is_above_the_goal():
 
 
 def test_the_committed_weights_are_those_of_the_run(mnist):
-    network = Net()
-    utils.load_weights(network, "results/weights.pt")
+    network = utils.load_weights(Net(), "results/weights.pt")
     assert utils.evaluate(network, *mnist[1])[1] == RECORD["history"]["test_accuracy"][-1]
 
 

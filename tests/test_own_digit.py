@@ -22,9 +22,7 @@ COUNT = 300
 
 @pytest.fixture(scope="module")
 def network():
-    network = Net()
-    utils.load_weights(network, "results/weights.pt")
-    return network
+    return utils.load_weights(Net(), "results/weights.pt")
 
 
 @pytest.fixture(scope="module")
