@@ -2,8 +2,8 @@
 
     python experiments/own_digits.py
 
-Each of the first 2,000 test digits is pasted at a random size and place, dark on light or light on dark, on plain, shaded or noisy paper;
-`own_digit.read_digit` reads it with the committed weights. Takes about two minutes.
+Each of the first 2,000 test digits is pasted at a random size and place, dark on light or light on dark, on plain,
+shaded or noisy paper; `own_digit.read_digit` reads it with the committed weights. Takes about two minutes.
 """
 
 import argparse
