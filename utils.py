@@ -130,19 +130,28 @@ def zoom(images: Tensor, chosen: Tensor) -> Tensor:
     return torch.where(chosen[:, None, None], large[:, 0].round().to(torch.uint8), images)
 
 
-def rotate(images: Tensor, degrees: Tensor) -> Tensor:
-    """Turn every image about its centre, counter-clockwise by its own angle in `degrees` [B]; corners fill with 0.
+def warp(images: Tensor, matrix: Tensor) -> Tensor:
+    """Each pixel (x, y) of a result is the one at `matrix` [B, 2, 3] · (x, y, 1) of its image; what lies outside is 0.
 
-    Takes the nearest pixel, as torchvision's RandomRotation does: interpolating would blur every training image and no
-    test image.
+    Coordinates are pixels from the centre, x to the right, y down. Takes the nearest pixel, as torchvision's
+    RandomRotation and RandomAffine do: interpolating would blur every training image and no test image.
     """
-    angle = torch.deg2rad(degrees)[:, None, None]
-    cos, sin = angle.cos(), angle.sin()
     centred = torch.arange(28, device=images.device) - 13.5
     x, y = centred[None, None, :], centred[None, :, None]
-    source = torch.stack([cos * x - sin * y, sin * x + cos * y], dim=3) / 14  # grid_sample counts from -1 to 1
-    turned = F.grid_sample(images[:, None].float(), source, mode="nearest", align_corners=False)
-    return turned[:, 0].to(torch.uint8)
+    a, b, c, d, e, f = matrix.reshape(-1, 6, 1, 1).unbind(1)
+    source = torch.stack([a * x + b * y + c, d * x + e * y + f], dim=3) / 14  # grid_sample counts from -1 to 1
+    warped = F.grid_sample(images[:, None].float(), source, mode="nearest", align_corners=False)
+    return warped[:, 0].to(torch.uint8)
+
+
+def rotate(images: Tensor, degrees: Tensor) -> Tensor:
+    """Turn every image about its centre, counter-clockwise by its own angle in `degrees` [B].
+
+    Source: torchvision's RandomRotation.
+    """
+    angle = torch.deg2rad(degrees)
+    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    return warp(images, torch.stack([cos, -sin, zero, sin, cos, zero], dim=1).view(-1, 2, 3))
 
 
 def augment(images: Tensor, zoom_probability: float, max_degrees: float) -> Tensor:
@@ -150,6 +159,20 @@ def augment(images: Tensor, zoom_probability: float, max_degrees: float) -> Tens
     chosen = torch.rand(len(images), device=images.device) < zoom_probability
     degrees = torch.empty(len(images), device=images.device).uniform_(-max_degrees, max_degrees)
     return rotate(zoom(images, chosen), degrees)
+
+
+def jitter(images: Tensor, max_degrees: float, max_shift: float, max_scale: float, max_shear: float) -> Tensor:
+    """A random affine variant of every image, each amount uniform between ± its maximum.
+
+    Rotation in degrees, shift along both axes in pixels, change of size along both axes and shear as fractions.
+    """
+    draws = torch.empty(6, len(images), device=images.device).uniform_(-1, 1)
+    angle = torch.deg2rad(max_degrees * draws[0])
+    cos, sin, shear = angle.cos(), angle.sin(), max_shear * draws[1]
+    across, down = 1 / (1 + max_scale * draws[2]), 1 / (1 + max_scale * draws[3])
+    columns = [across * cos, down * (shear * cos - sin), max_shift * draws[4]]
+    columns += [across * sin, down * (shear * sin + cos), max_shift * draws[5]]
+    return warp(images, torch.stack(columns, dim=1).view(-1, 2, 3))
 
 
 def shift(images: Tensor, pixels: int) -> Tensor:

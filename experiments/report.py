@@ -69,8 +69,8 @@ def own_digits() -> str:
     original, pasted = (100 * record[name] for name in ("original_accuracy", "pasted_accuracy"))
     return (
         f"Recorded: MNIST's first {record['digits']:,} test digits, each pasted at a random size and place, dark on "
-        f"light or light on dark, on plain, shaded or noisy paper, are read with an accuracy of **{pasted:.2f} %**, the "
-        f"originals with {original:.2f} %. {record['refused']} were refused as no single digit."
+        f"light or light on dark, on plain, shaded or noisy paper, are read with an accuracy of **{pasted:.2f} %**, "
+        f"the originals with {original:.2f} %. {record['refused']} were refused as no single digit."
     )
 
 

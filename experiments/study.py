@@ -47,6 +47,21 @@ REFERENCE = dict(
     max_degrees=15,  # rotation, either way
 )
 
+ONE_CYCLE = dict(
+    epochs=19,
+    batch_size=64,  # images
+    learning_rate=0.2,  # at the peak: the rate rises linearly from 0 and falls linearly back to it
+    rise=0.2,  # share of all steps in which it rises
+    momentum=0.9,
+    nesterov=True,
+    weight_decay=1e-4,  # of the convolutions
+    dropout=0.0,
+    max_degrees=10,  # rotation, either way
+    max_shift=1,  # pixels along both axes
+    max_scale=0.05,  # change of size along both axes
+    max_shear=0.05,
+)
+
 RECIPES: dict[str, dict] = {
     "reference": REFERENCE,
     # one ingredient changed
@@ -57,6 +72,8 @@ RECIPES: dict[str, dict] = {
     "reference-fully-connected": REFERENCE | dict(pooling=False),
     "reference-constant-rate": REFERENCE | dict(gamma=1.0),
     "reference-bilinear": REFERENCE | dict(rotation="bilinear"),
+    # the same network, trained otherwise
+    "one-cycle": ONE_CYCLE,
 }
 
 
@@ -82,13 +99,22 @@ def build(recipe: dict, steps_per_epoch: int):
     if not recipe.get("pooling", True):
         network.tran2 = nn.Sequential(network.tran2[0], nn.Flatten(), nn.Linear(250, 10), nn.LogSoftmax(dim=1))
     network = network.to(memory_format=torch.channels_last)
-    optimizer = optim.SGD(network.parameters(), lr=recipe["learning_rate"], momentum=recipe["momentum"])
-    scheduler = optim.lr_scheduler.StepLR(optimizer, recipe["step_size"] * steps_per_epoch, recipe["gamma"])
-    augment = functools.partial(
-        augment_bilinear if recipe.get("rotation") == "bilinear" else utils.augment,
-        zoom_probability=recipe["zoom_probability"],
-        max_degrees=recipe["max_degrees"],
-    )
+    kernels = [parameter for parameter in network.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in network.parameters() if parameter.ndim == 1]
+    groups = [dict(params=kernels, weight_decay=recipe.get("weight_decay", 0)), dict(params=others)]
+    rate, nesterov = recipe["learning_rate"], recipe.get("nesterov", False)
+    optimizer = optim.SGD(groups, lr=rate, momentum=recipe["momentum"], nesterov=nesterov)
+    if "rise" in recipe:
+        cycle = dict(pct_start=recipe["rise"], anneal_strategy="linear", cycle_momentum=False)
+        steps = recipe["epochs"] * steps_per_epoch
+        scheduler = optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, div_factor=100, final_div_factor=1e4, **cycle)
+        amounts = {name: recipe[name] for name in ("max_degrees", "max_shift", "max_scale", "max_shear")}
+        augment = functools.partial(utils.jitter, **amounts)
+    else:
+        scheduler = optim.lr_scheduler.StepLR(optimizer, recipe["step_size"] * steps_per_epoch, recipe["gamma"])
+        amounts = {name: recipe[name] for name in ("zoom_probability", "max_degrees")}
+        augment = augment_bilinear if recipe.get("rotation") == "bilinear" else utils.augment
+        augment = functools.partial(augment, **amounts)
     return network, optimizer, scheduler, augment
 
 

@@ -114,3 +114,30 @@ def test_noise_has_the_given_deviation():
     noisy = utils.add_noise(grey, 20.0).double()
     assert abs(noisy.mean() - 128) < 0.5 and abs(noisy.std() - 20) < 0.5
     assert utils.add_noise(torch.full_like(grey, 250), 100.0).dtype == torch.uint8
+
+
+def test_jitter_is_torchvisions_affine(images, monkeypatch):
+    """Each amount alone, and shear after rotation, against `affine` of one image with the same numbers."""
+    draws = torch.linspace(-1, 1, 60).view(6, 10).roll(7, 1)
+
+    def fixed(tensor, low, high):
+        assert (low, high, tensor.shape) == (-1, 1, draws.shape)
+        return draws
+
+    monkeypatch.setattr(torch.Tensor, "uniform_", fixed)
+    turned = utils.jitter(images, max_degrees=10, max_shift=0, max_scale=0, max_shear=0)
+    assert torch.equal(turned, utils.rotate(images, 10 * draws[0]))
+    moved = utils.jitter(images, max_degrees=0, max_shift=2, max_scale=0, max_shear=0)
+    for image, ours, x, y in zip(images, moved, (2 * draws[4]).round().int(), (2 * draws[5]).round().int()):
+        theirs = tv.affine(image[None], angle=0, translate=[-x.item(), -y.item()], scale=1, shear=[0.0])[0]
+        assert differing(ours, theirs) < 0.001
+    sheared = utils.jitter(images, max_degrees=0, max_shift=0, max_scale=0, max_shear=0.3)
+    for image, ours, amount in zip(images, sheared, 0.3 * draws[1]):
+        angle = torch.atan(amount).rad2deg().item()
+        theirs = tv.affine(image[None], angle=0, translate=[0, 0], scale=1, shear=[angle, 0.0])[0]
+        assert differing(ours, theirs) < 0.001
+    draws[3] = draws[2]  # torchvision scales both axes alike
+    scaled = utils.jitter(images, max_degrees=0, max_shift=0, max_scale=0.2, max_shear=0)
+    for image, ours, amount in zip(images, scaled, 0.2 * draws[2]):
+        theirs = tv.affine(image[None], angle=0, translate=[0, 0], scale=1 + amount.item(), shear=[0.0])[0]
+        assert differing(ours, theirs) < 0.001

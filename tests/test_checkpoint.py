@@ -82,6 +82,21 @@ def test_an_interrupted_run_keeps_its_epochs_and_goes_on_to_the_same_result(
         assert f"{epoch - 1} of {EPOCHS} epochs loaded from {path}, going on" in capsys.readouterr().out
 
 
+def test_a_run_with_another_schedule_and_optimizer_goes_on_too(tiny, tmp_path, monkeypatch):
+    def one_cycle(path):
+        torch.manual_seed(1)
+        model = Net()
+        optimizer = optim.AdamW(model.parameters(), lr=0.01)
+        scheduler = optim.lr_scheduler.OneCycleLR(optimizer, 0.01, 3 * EPOCHS, anneal_strategy="linear")
+        return model, utils.fit(model, optimizer, scheduler, *tiny, EPOCHS, 128, AUGMENT, checkpoint=path)
+
+    expected = one_cycle(None)
+    stop_in(3, KeyboardInterrupt(), monkeypatch)
+    one_cycle(tmp_path / "run.pt")
+    monkeypatch.undo()
+    assert_same(one_cycle(tmp_path / "run.pt"), expected)
+
+
 def test_a_finished_run_is_loaded_and_not_trained_again(tiny, whole, tmp_path, monkeypatch, capsys):
     path = tmp_path / "run.pt"
     assert_same(fit(tiny, path), whole)
