@@ -103,10 +103,7 @@ def _move_into_place(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 def check_data(images: Tensor, labels: Tensor) -> None:
     """Raise `ValueError` unless `images` are uint8 [N, 28, 28] and `labels` int64 [N] in 0–9, with N ≥ 1."""
-    if images.dtype != torch.uint8 or images.ndim != 3 or images.shape[1:] != (28, 28):
-        raise ValueError(
-            f"images must be uint8 [N, 28, 28], got {images.dtype} {list(images.shape)}; load_mnist returns them so"
-        )
+    _check_images(images)
     if labels.dtype != torch.int64 or labels.ndim != 1:
         raise ValueError(f"labels must be int64 [N], got {labels.dtype} {list(labels.shape)}")
     if len(images) != len(labels):
@@ -117,6 +114,13 @@ def check_data(images: Tensor, labels: Tensor) -> None:
         raise ValueError(f"labels must be digits 0–9, got values from {labels.min()} to {labels.max()}")
 
 
+def _check_images(images: Tensor) -> None:
+    if images.dtype != torch.uint8 or images.ndim != 3 or images.shape[1:] != (28, 28):
+        raise ValueError(
+            f"images must be uint8 [N, 28, 28], got {images.dtype} {list(images.shape)}; load_mnist returns them so"
+        )
+
+
 # Augmentation: uint8 [B, 28, 28] in and out, every image with its own draw --------------------------------------------
 
 
@@ -125,6 +129,7 @@ def zoom(images: Tensor, chosen: Tensor) -> Tensor:
 
     Source: torchvision's CenterCrop(22) followed by Resize(28), bilinear.
     """
+    _check_images(images)
     middle = images[:, None, 3:25, 3:25].float()
     large = F.interpolate(middle, size=(28, 28), mode="bilinear", align_corners=False)
     return torch.where(chosen[:, None, None], large[:, 0].round().to(torch.uint8), images)
@@ -136,6 +141,7 @@ def warp(images: Tensor, matrix: Tensor) -> Tensor:
     Coordinates are pixels from the centre, x to the right, y down. Takes the nearest pixel, as torchvision's
     RandomRotation and RandomAffine do: interpolating would blur every training image and no test image.
     """
+    _check_images(images)
     centred = torch.arange(28, device=images.device) - 13.5
     x, y = centred[None, None, :], centred[None, :, None]
     a, b, c, d, e, f = matrix.reshape(-1, 6, 1, 1).unbind(1)
@@ -187,8 +193,7 @@ def add_noise(images: Tensor, deviation: float) -> Tensor:
 
 def normalize(images: Tensor) -> Tensor:
     """What the network takes: float32 [B, 1, 28, 28] of mean 0 and standard deviation 1, from uint8 [B, 28, 28]."""
-    if images.dtype != torch.uint8 or images.ndim != 3:
-        raise ValueError(f"images must be uint8 [B, 28, 28], got {images.dtype} {list(images.shape)}")
+    _check_images(images)
     return images[:, None].float().sub_(255 * MEAN).div_(255 * STD)
 
 
@@ -210,6 +215,7 @@ def train_epoch(
     `transform` takes and returns uint8 [B, 28, 28]. The `scheduler` steps after every batch. `title` names the progress
     bar and, in the `FloatingPointError` raised when the loss is no longer finite, the epoch.
     """
+    check_data(images, labels)
     model.train()
     losses, hits, rates = [], [], []
     order = torch.randperm(len(images), device=images.device)

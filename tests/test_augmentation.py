@@ -90,9 +90,14 @@ def test_normalize_is_to_tensor_and_normalize(images):
     torch.testing.assert_close(utils.normalize(images), theirs)
 
 
-def test_normalize_refuses_what_is_normalised_already(images):
-    with pytest.raises(ValueError, match=r"uint8 \[B, 28, 28\], got torch.float32"):
-        utils.normalize(images.float())
+@pytest.mark.parametrize("wrong", [torch.float32, "channel", "size"])
+def test_wrong_images_are_named(images, wrong):
+    bad = {"channel": images[:, None], "size": images[:, :27]}.get(wrong, images.float())
+    everything = torch.ones(10, dtype=torch.bool)
+    functions = [utils.normalize, lambda x: utils.zoom(x, everything), lambda x: utils.rotate(x, DEGREES)]
+    for function in functions:
+        with pytest.raises(ValueError, match=r"images must be uint8 \[N, 28, 28\], got torch"):
+            function(bad)
 
 
 def test_mean_and_deviation_are_those_of_the_training_images(mnist):

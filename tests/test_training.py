@@ -119,6 +119,8 @@ def test_bad_training_and_test_data_are_named_before_training(small):
         fit((images, labels[:-1]), test)
     with pytest.raises(ValueError, match="empty"):
         fit((images, labels), (test[0][:0], test[1][:0]))
+    with pytest.raises(ValueError, match="from 0 to 10"):
+        utils.train_epoch(*start((images, labels)), images, labels + (labels == 9), 128, AUGMENT, "epoch 1/1")
     with pytest.raises(ValueError, match="no images"):
         utils.predict(start(small[0])[0], images[:0])
 
