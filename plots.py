@@ -217,17 +217,18 @@ def confusion_matrix(labels: Tensor, log_probabilities: Tensor) -> Figure:
     figure, (axes,) = _subplots(
         1, 1, 7.4, 6.4, f"Confusion matrix: {mistakes.sum():,} mistakes in {len(labels):,} test images"
     )
+    norm = LogNorm(1, max(mistakes.max().item(), 10))
     colours = axes.imshow(
         mistakes.float().masked_fill(mistakes == 0, torch.nan).numpy(),
         cmap="YlOrBr",
-        norm=LogNorm(1, max(mistakes.max().item(), 10)),
+        norm=norm,
     )
     for true in range(10):
         for guess in range(10):
             count = counts[true, guess].item()
             if count:
                 right = true == guess
-                dark = not right and count > 0.4 * mistakes.max()
+                dark = not right and norm(float(count)) > 0.55
                 colour = GREEN if right else "white" if dark else "black"
                 axes.text(guess, true, count, ha="center", va="center", color=colour, weight="bold" if right else None)
     axes.set(xlabel="predicted digit", ylabel="true digit", xticks=range(10), yticks=range(10))
@@ -332,7 +333,8 @@ def seeds(accuracies: dict[str, list[float]], reference: float) -> Figure:
     figure, (axes,) = _subplots(1, 1, 10, 1.6 + 0.8 * len(accuracies), "Final test accuracy: one point a seed")
     for row, values in enumerate(accuracies.values()):
         points = 100 * np.array(values)
-        lifted = row + 0.14 * (np.arange(len(points)) % 3 - 1)  # so that equal values do not hide each other
+        twins = [int(np.isclose(points[:i], point).sum()) for i, point in enumerate(points)]
+        lifted = row - 0.15 * np.array(twins)  # so that equal values do not hide each other
         axes.scatter(points, lifted, color=BLUE, alpha=0.7, s=45, label="one seed" if row == 0 else None, zorder=2)
         half = stats.t.ppf(0.975, len(points) - 1) * stats.sem(points) if len(points) > 1 else 0
         label = "mean with its 95 % interval" if row == 0 else None

@@ -35,6 +35,7 @@ def main() -> None:
         papermill.execute_notebook("A6.ipynb", executed, stdout_file=sys.stdout, progress_bar=False)
         notebook = nbformat.read(executed, as_version=4)
     notebook.metadata.pop("papermill")
+    notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:  # what papermill adds changes with every run
         cell.metadata.pop("papermill", None)
         cell.metadata.pop("execution", None)

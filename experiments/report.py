@@ -84,7 +84,7 @@ def speed() -> str:
         "| training epoch, s | {reference} | {ours} | {train} |",
         "| training images a second | {reference_images:,} | {ours_images:,} | |",
         "| test pass | | | {test} |",
-        "| set-up | | | {setup} |",
+        "| set-up (this one verifies and unpacks the files every time) | | | {setup} |",
         "| peak memory, MB | {reference_memory:,} | {ours_memory:,} | |",
     ]
     names = ("reference", "ours")
