@@ -197,6 +197,11 @@ def main() -> None:
                 print(f"round {number}/{arguments.rounds}, {name:9}: training {times['train']:6.2f} s", flush=True)
 
     epoch = {name: [value * 60_000 / SHARE[name] for value in seconds[name]["train"]] for name in LOOPS}
+
+    def whole(name: str) -> list[float]:
+        """Seconds of a whole epoch, training and test, in every round."""
+        return [train + test * 10_000 / TEST for train, test in zip(epoch[name], seconds[name]["test"])]
+
     peak, flops = matrix_peak(device), epoch_flops()
     record = dict(
         rounds=arguments.rounds,
@@ -206,7 +211,10 @@ def main() -> None:
             for part in ("train", "test", "setup")
         },
         example_ratio=spread([e / o for e, o in zip(epoch["example"], epoch["ours"])]),
-        epoch_seconds={name: spread(values) for name, values in epoch.items()},
+        epoch_ratio=spread([r / o for r, o in zip(whole("reference"), whole("ours"))]),
+        train_seconds={name: spread(values) for name, values in epoch.items()},
+        test_seconds={name: spread([value * 10_000 / TEST for value in seconds[name]["test"]]) for name in LOOPS},
+        setup_seconds={name: spread(seconds[name]["setup"]) for name in LOOPS},
         images_a_second={name: round(60_000 / statistics.median(values)) for name, values in epoch.items()},
         peak_memory_mb={name: round(peak_memory(name)) for name in LOOPS},
         matrix_peak_gflops=round(peak, 1),

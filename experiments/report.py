@@ -77,28 +77,30 @@ def own_digits() -> str:
 def speed() -> str:
     """The reference's loop, ours and PyTorch's example, measured in turn."""
     record = json.loads((ROOT / "results" / "benchmark.json").read_text())
-    ratio = {part: f"{r['median']:.1f} ({r['min']:.1f} to {r['max']:.1f})" for part, r in record["ratio"].items()}
-    lines = [
-        "| | reference's loop | this notebook's | ratio, median (range) |",
-        "|---|---:|---:|---:|",
-        "| training epoch, s | {reference} | {ours} | {train} |",
-        "| training images a second | {reference_images:,} | {ours_images:,} | |",
-        "| test pass | | | {test} |",
-        "| set-up (this one verifies and unpacks the files every time) | | | {setup} |",
-        "| peak memory, MB | {reference_memory:,} | {ours_memory:,} | |",
+
+    def span(ratio: dict[str, float]) -> str:
+        return f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})"
+
+    lines = ["| | reference's loop | this notebook's | ratio, median (range) |", "|---|---:|---:|---:|"]
+    for title, part in (("training epoch, s", "train"), ("test pass, s", "test"), ("set-up, s", "setup")):
+        seconds = record[f"{part}_seconds"]
+        ours, theirs = (seconds[name]["median"] for name in ("ours", "reference"))
+        lines.append(f"| {title} | {theirs:.1f} | {ours:.1f} | {span(record['ratio'][part])} |")
+    images, memory = record["images_a_second"], record["peak_memory_mb"]
+    lines += [
+        f"| training epoch and test pass | | | {span(record['epoch_ratio'])} |",
+        f"| training images a second | {images['reference']:,} | {images['ours']:,} | |",
+        f"| peak memory, MB | {memory['reference']:,} | {memory['ours']:,} | |",
+        "",
+        f"Measured in {record['rounds']} rounds on {record['threads']} cores ({record['hardware']}, PyTorch "
+        f"{record['torch'].split('+')[0]}). Set-up here verifies and unpacks the files; the reference found them so.",
+        f"The convolutions of an epoch take {record['epoch_tflop']} TFLOP; the loop does them at "
+        f"{record['share_of_matrix_peak']:.0%} of the speed of this machine's fastest matrix product "
+        f"({record['matrix_peak_gflops']:.0f} GFLOP/s).",
+        f"An epoch of PyTorch's own MNIST example, a network of 1.2 million parameters, takes "
+        f"{record['example_ratio']['median']:.1f} times as long.",
     ]
-    names = ("reference", "ours")
-    values = {name: f"{record['epoch_seconds'][name]['median']:.1f}" for name in names}
-    values |= {f"{name}_images": record["images_a_second"][name] for name in names}
-    values |= {f"{name}_memory": record["peak_memory_mb"][name] for name in names}
-    example, share = record["example_ratio"]["median"], record["share_of_matrix_peak"]
-    return "\n".join(lines).format(**values, **ratio) + (
-        f"\n\nMeasured in {record['rounds']} rounds on {record['threads']} cores ({record['hardware']}, PyTorch "
-        f"{record['torch'].split('+')[0]}). The convolutions of an epoch take {record['epoch_tflop']} TFLOP; the loop "
-        f"does them at {share:.0%} of the speed of this machine's fastest matrix product "
-        f"({record['matrix_peak_gflops']:.0f} GFLOP/s).\nAn epoch of PyTorch's own MNIST example, a network of 1.2 "
-        f"million parameters, takes {example:.1f} times as long."
-    )
+    return "\n".join(lines)
 
 
 def updated(text: str) -> str:

@@ -209,7 +209,7 @@ def test_seeds_show_every_run_its_mean_and_interval():
     axes = figure.axes[0]
     np.testing.assert_allclose(sorted(axes.collections[0].get_offsets()[:, 0]), [99.5, 99.6, 99.7])
     mean, _, (whisker,) = axes.containers[0].lines
-    np.testing.assert_allclose(mean.get_xdata(), 99.6)
+    assert float(mean.get_xdata()[0]) == pytest.approx(99.6)
     # Student's t for two degrees of freedom is 4.303; the standard deviation is 0.1
     np.testing.assert_allclose(
         whisker.get_segments()[0][:, 0], [99.6 - 4.303 * 0.1 / 3**0.5, 99.6 + 4.303 * 0.1 / 3**0.5], rtol=1e-5
