@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import traitlets
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from scipy import ndimage
 from torch import Tensor, nn
 
@@ -71,7 +71,7 @@ def _grey(picture: Picture) -> np.ndarray:
                 picture = ImageOps.exif_transpose(opened)
         except FileNotFoundError:
             raise
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:  # SyntaxError: Pillow's word for a broken PNG
+        except (OSError, SyntaxError) as error:  # SyntaxError: Pillow's word for a broken PNG
             raise ValueError(f"{picture} is no image that can be read; save it as PNG or JPEG") from error
     elif isinstance(picture, np.ndarray | Tensor):
         picture = _from_array(np.asarray(picture))

@@ -173,19 +173,22 @@ def _verdict(panel: Axes, image: Tensor, label: int, log_probabilities: Tensor) 
         panel.set_title(text, color=RED, fontsize=11)
 
 
-@_style
-def predictions(images: Tensor, labels: Tensor, log_probabilities: Tensor) -> Figure:
-    """The given images with the network's guess and its confidence, wrong ones marked."""
-    columns = 10
-    rows = -(-len(images) // columns)
-    figure, axes = _subplots(
-        rows, columns, 12, 1.75 * rows + 0.5, "Test images: the network's guess and its confidence"
-    )
+def _verdicts(images: Tensor, labels: Tensor, log_probabilities: Tensor, row_height: float, title: str) -> Figure:
+    """All `images`, ten a row, each with its verdict; one empty row if there are none."""
+    rows = max(-(-len(images) // 10), 1)
+    figure, axes = _subplots(rows, 10, 12, row_height * rows + 0.5, title)
     for panel in axes:
         panel.set_axis_off()
     for panel, image, label, row in zip(axes, images, labels.tolist(), log_probabilities):
         _verdict(panel, image, label, row)
     return figure
+
+
+@_style
+def predictions(images: Tensor, labels: Tensor, log_probabilities: Tensor) -> Figure:
+    """The given images with the network's guess and its confidence, wrong ones marked."""
+    title = "Test images: the network's guess and its confidence"
+    return _verdicts(images, labels, log_probabilities, 1.75, title)
 
 
 @_style
@@ -195,17 +198,10 @@ def misclassified(images: Tensor, labels: Tensor, log_probabilities: Tensor, lim
     wrong = (guesses != labels).nonzero()[:, 0]
     wrong = wrong[confidence[wrong].argsort(descending=True)]
     shown = wrong[:limit]
-    columns = 10
-    rows = max(-(-len(shown) // columns), 1)
     title = f"All {len(wrong)} misclassified of {len(labels):,} test images, most confident mistakes first"
     if len(wrong) > limit:
         title = f"The {limit} most confident of {len(wrong):,} mistakes among {len(labels):,} test images"
-    figure, axes = _subplots(rows, columns, 12, 2.1 * rows + 0.5, title)
-    for panel in axes:
-        panel.set_axis_off()
-    for panel, index in zip(axes, shown.tolist()):
-        _verdict(panel, images[index], int(labels[index]), log_probabilities[index])
-    return figure
+    return _verdicts(images[shown], labels[shown], log_probabilities[shown], 2.1, title)
 
 
 @_style
@@ -246,14 +242,11 @@ def class_accuracy(labels: Tensor, log_probabilities: Tensor) -> Figure:
         chosen = hits[labels == digit]
         if len(chosen) == 0:
             continue
-        accuracy, n, z = chosen.mean().item(), len(chosen), 1.96
-        # E. B. Wilson, Probable inference, the law of succession, and statistical inference (1927)
-        middle = (accuracy + z**2 / (2 * n)) / (1 + z**2 / n)
-        half = z / (1 + z**2 / n) * (accuracy * (1 - accuracy) / n + z**2 / (4 * n**2)) ** 0.5
-        whiskers = [[100 * (accuracy - middle + half)], [100 * (middle + half - accuracy)]]
+        right, n = int(chosen.sum()), len(chosen)
+        accuracy, interval = right / n, stats.binomtest(right, n).proportion_ci(method="wilson")
+        whiskers = [[100 * (accuracy - interval.low)], [100 * (interval.high - accuracy)]]
         axes.errorbar(digit, 100 * accuracy, whiskers, fmt="o", color=BLUE, capsize=4, markersize=7)
-        wrong = n - int(chosen.sum())
-        axes.annotate(f"{wrong} wrong", (digit, 100 * accuracy), (8, 3), textcoords="offset points", fontsize=9)
+        axes.annotate(f"{n - right} wrong", (digit, 100 * accuracy), (8, 3), textcoords="offset points", fontsize=9)
     axes.axhline(100 * hits.mean().item(), color=GREY, linestyle="--", label=f"all classes: {hits.mean().item():.2%}")
     axes.errorbar([], [], [], fmt="o", color=BLUE, capsize=4, label="one class, with its 95 % interval")
     axes.set(xlabel="digit", ylabel="accuracy (%)", xticks=range(10), xlim=(-0.5, 9.8))
@@ -270,13 +263,11 @@ def reliability(labels: Tensor, log_probabilities: Tensor) -> Figure:
     figure, (above, below) = _subplots(2, 1, 7, 6.5, "Is the confidence deserved?")
     above.plot([0, 100], [0, 100], color=GREY, linestyle="--", label="confidence = accuracy")
     points = [
-        (100 * confidence[chosen].mean().item(), 100 * hits[chosen].mean().item(), int(chosen.sum()))
+        (100 * confidence[chosen].mean().item(), 100 * hits[chosen].mean().item())
         for chosen in (tenths == tenth for tenth in range(10))
         if chosen.any()
     ]
-    above.plot(
-        *zip(*[point[:2] for point in points]), color=BLUE, marker="o", label="test images, by tenths of confidence"
-    )
+    above.plot(*zip(*points), color=BLUE, marker="o", label="test images, by tenths of confidence")
     above.set(xlim=(0, 102), ylim=(0, 105), xlabel="confidence (%)", ylabel="accuracy (%)")
     above.legend(loc="upper left")
     below.hist(100 * confidence.cpu().numpy(), bins=range(0, 101, 10), color=BLUE, edgecolor="white")

@@ -304,7 +304,9 @@ def fit(
     if epochs < 1 or batch_size < 1:
         raise ValueError(f"epochs and batch_size must be at least 1, got {epochs} and {batch_size}")
     device = train[0].device
-    run = _describe_run(model, optimizer, scheduler, train, test, epochs, batch_size, transform)
+    run = {}
+    if checkpoint:  # it reads all the data, which nobody needs without a file to compare with
+        run = _describe_run(model, optimizer, scheduler, train, test, epochs, batch_size, transform)
     history: History = {}
     if checkpoint and Path(checkpoint).exists() and not fresh_start:
         saved = _load_checkpoint(Path(checkpoint), run)

@@ -18,9 +18,13 @@ sys.path.insert(0, str(ROOT))
 import utils  # noqa: E402
 
 
+def _record(name: str) -> dict:
+    return json.loads((ROOT / "results" / f"{name}.json").read_text())
+
+
 def notebook() -> str:
     """The goals, and what the notebook's run reached."""
-    record = json.loads((ROOT / "results" / "notebook.json").read_text())
+    record = _record("notebook")
     accuracies = [100 * value for value in record["history"]["test_accuracy"]]
     return f"""\
 | goal | the assignment | reference solution | this notebook (seed {record["seed"]}) |
@@ -54,7 +58,7 @@ def seeds() -> str:
 
 def kills() -> str:
     """The count of the recorded kills."""
-    record = json.loads((ROOT / "results" / "kills.json").read_text())
+    record = _record("kills")
     verdict = "equal" if record["equal_to_the_uninterrupted_run"] else "NOT EQUAL"
     return (
         f"Recorded: **{record['kills']} kills** by SIGKILL, {record['kills_while_writing']} of them in the middle of "
@@ -65,7 +69,7 @@ def kills() -> str:
 
 def own_digits() -> str:
     """How well pasted digits are read."""
-    record = json.loads((ROOT / "results" / "own_digits.json").read_text())
+    record = _record("own_digits")
     original, pasted = (100 * record[name] for name in ("original_accuracy", "pasted_accuracy"))
     return (
         f"Recorded: MNIST's first {record['digits']:,} test digits, each pasted at a random size and place, dark on "
@@ -76,7 +80,7 @@ def own_digits() -> str:
 
 def speed() -> str:
     """The reference's loop, ours and PyTorch's example, measured in turn."""
-    record = json.loads((ROOT / "results" / "benchmark.json").read_text())
+    record = _record("benchmark")
 
     def span(ratio: dict[str, float]) -> str:
         return f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})"

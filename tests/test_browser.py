@@ -33,13 +33,10 @@ DRAWINGS = {
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
+def page(tmp_path_factory, copy_project):
     """A browser on a copy of the project, opened in JupyterLab, with all its cells run in smoke mode."""
     folder = tmp_path_factory.mktemp("lab")
-    tracked = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True).stdout.splitlines()
-    for name in filter(os.path.exists, tracked):
-        (folder / "project" / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(name, folder / "project" / name)
+    copy_project(folder / "project")
     settings = folder / "settings/@jupyterlab/notebook-extension/tracker.jupyterlab-settings"
     settings.parent.mkdir(parents=True)
     settings.write_text('{"windowingMode": "none"}')  # keeps cells in the page that are out of sight

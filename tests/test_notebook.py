@@ -4,7 +4,6 @@ import ast
 import json
 import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -97,14 +96,10 @@ def test_the_badge_opens_colab(path):
     assert target == f"https://colab.research.google.com/github/{owner}/blob/main/{folder}/A6.ipynb"
 
 
-def test_the_notebook_alone_fetches_what_it_needs(tmp_path):
+def test_the_notebook_alone_fetches_what_it_needs(tmp_path, copy_project):
     """As in Colab: a folder with nothing but A6.ipynb, and the project in a folder of some repository."""
     remote = tmp_path / "remote"
-    tracked = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True).stdout.splitlines()
-    for name in tracked:
-        if Path(name).exists():
-            (remote / "S6/P2" / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(name, remote / "S6/P2" / name)
+    copy_project(remote / "S6/P2")
     identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
     for arguments in (["init", "-q"], ["add", "-A", "-f"], [*identity, "commit", "-qm", "all"]):
         subprocess.run(["git", *arguments], cwd=remote, check=True)

@@ -12,6 +12,7 @@ import torch
 from distributed import LocalCluster
 
 import utils
+from model import Net
 
 RECIPES = sorted(path.name for path in Path("results/runs").glob("*"))
 
@@ -47,20 +48,14 @@ def test_validation_holds_out_the_last_training_images(tmp_path, mnist):
     assert record["tested_on"] == "the last 10,000 training images" and record["hyperparameters"]["batch_size"] == 64
     torch.set_num_threads(1)  # as in the study, for equal sums
     try:
-        network, *_ = restored(tmp_path / "study" / "reference+batch_size=64-300-1.pt")
+        network = Net().to(memory_format=torch.channels_last)
+        checkpoint = torch.load(tmp_path / "study" / "reference+batch_size=64-300-1.pt", weights_only=True)
+        network.load_state_dict(checkpoint["model"])
         images, labels = mnist[0]
         held_out = utils.evaluate(network, images[50_000:50_300], labels[50_000:50_300])
     finally:
         torch.set_num_threads(os.cpu_count())
     assert held_out == (record["history"]["test_loss"][-1], record["history"]["test_accuracy"][-1])
-
-
-def restored(checkpoint: Path):
-    from model import Net
-
-    network = Net().to(memory_format=torch.channels_last)
-    network.load_state_dict(torch.load(checkpoint, weights_only=True)["model"])
-    return (network,)
 
 
 def test_other_hyperparameters_do_not_mix_with_recorded_runs(tmp_path):
