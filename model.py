@@ -1,6 +1,7 @@
-"""The network: two building blocks, `Net` made of them, and the receptive field read off its layers."""
+"""The networks: building blocks, `Net` and `SmallNet` made of them, and the receptive field read off their layers."""
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -36,7 +37,20 @@ def last(in_channels: int, classes: int, size: int) -> nn.Sequential:
     )
 
 
-class Net(nn.Sequential):
+class Classifier(nn.Sequential):
+    """Layers in a row that turn normalised float images [B, 1, 28, 28] into log-probabilities [B, 10]."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Log-probabilities [B, 10] of float `images` [B, 1, 28, 28]; `ValueError` for any other shape or type."""
+        if images.ndim != 4 or images.shape[1:] != (1, 28, 28) or not images.is_floating_point():
+            raise ValueError(
+                f"{type(self).__name__} takes float images [B, 1, 28, 28], got {images.dtype} {list(images.shape)}; "
+                "utils.normalize makes them from uint8 [B, 28, 28]"
+            )
+        return super().forward(images)
+
+
+class Net(Classifier):
     """Fully convolutional classifier of 28×28 grey images into ten digits, 9,768 parameters.
 
     Takes normalised float images [B, 1, 28, 28], returns log-probabilities [B, 10].
@@ -58,14 +72,41 @@ class Net(nn.Sequential):
             )
         )  # fmt: skip
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Log-probabilities [B, 10] of float `images` [B, 1, 28, 28]; `ValueError` for any other shape or type."""
-        if images.ndim != 4 or images.shape[1:] != (1, 28, 28) or not images.is_floating_point():
+
+def conv_silu(in_channels: int, out_channels: int) -> nn.Sequential:
+    """3×3 convolution without padding, batch normalization, and SiLU, x · sigmoid(x), which has no flat side."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel_size=3, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.SiLU(inplace=True),
+    )
+
+
+class SmallNet(Classifier):
+    """Classifier of 28×28 grey images into ten digits whose parameters are where they pay: 9,710, as it stands.
+
+    Takes normalised float images [B, 1, 28, 28], returns log-probabilities [B, 10]. `before` and `after` are the
+    channels of the 3×3 convolutions before the max-pooling, where images are large, and after it, where they are small
+    and a parameter costs a fifth of the time. `ValueError` when there are more than the image has pixels for.
+    """
+
+    def __init__(self, before: Sequence[int] = (8, 8), after: Sequence[int] = (16, 24, 19)) -> None:
+        if (28 - 2 * len(before)) // 2 - 2 * len(after) < 1:
             raise ValueError(
-                f"Net takes float images [B, 1, 28, 28], got {images.dtype} {list(images.shape)}; "
-                "utils.normalize makes them from uint8 [B, 28, 28]"
+                f"{len(before)} convolutions before and {len(after)} after the pooling leave no pixel of 28"
             )
-        return super().forward(images)
+        blocks, channels = OrderedDict(), 1
+        for width in before:
+            blocks[f"conv{len(blocks) + 1}"] = conv_silu(channels, width)
+            channels = width
+        blocks["pool"] = nn.MaxPool2d(kernel_size=2)
+        for width in after:
+            blocks[f"conv{len(blocks)}"] = conv_silu(channels, width)
+            channels = width
+        blocks["last"] = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10), nn.LogSoftmax(dim=1)
+        )
+        super().__init__(blocks)
 
 
 def receptive_field(model: nn.Module, size: int = 28) -> list[dict[str, str | int]]:

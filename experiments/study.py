@@ -33,7 +33,7 @@ import torch.nn.functional as F  # noqa: E402
 from torch import Tensor, nn, optim  # noqa: E402
 
 import utils  # noqa: E402
-from model import Net  # noqa: E402
+from model import Net, SmallNet  # noqa: E402
 
 REFERENCE = dict(
     epochs=19,
@@ -50,11 +50,11 @@ REFERENCE = dict(
 ONE_CYCLE = dict(
     epochs=19,
     batch_size=64,  # images
-    learning_rate=0.2,  # at the peak: the rate rises linearly from 0 and falls linearly back to it
+    learning_rate=0.4,  # at the peak: the rate rises linearly from 0 and falls linearly back to it
     rise=0.2,  # share of all steps in which it rises
     momentum=0.9,
     nesterov=True,
-    weight_decay=1e-4,  # of the convolutions
+    weight_decay=1e-4,  # of the kernels; batch normalization and biases have none
     dropout=0.0,
     max_degrees=10,  # rotation, either way
     max_shift=1,  # pixels along both axes
@@ -74,6 +74,11 @@ RECIPES: dict[str, dict] = {
     "reference-bilinear": REFERENCE | dict(rotation="bilinear"),
     # the same network, trained otherwise
     "one-cycle": ONE_CYCLE,
+    # other networks, by their number of parameters
+    "small-9710": ONE_CYCLE | dict(before=[8, 8], after=[16, 24, 19]),
+    "small-4962": ONE_CYCLE | dict(before=[8, 8], after=[8, 16, 16]),
+    "small-2914": ONE_CYCLE | dict(before=[4, 8], after=[8, 10, 12]),
+    "small-1774": ONE_CYCLE | dict(before=[4, 4], after=[8, 8, 8]),
 }
 
 
@@ -90,7 +95,10 @@ def augment_bilinear(images: Tensor, zoom_probability: float, max_degrees: float
 
 def build(recipe: dict, steps_per_epoch: int):
     """(network, optimizer, scheduler, augmentation) of a recipe, as the notebook's training cell makes them."""
-    network = Net(recipe["dropout"])
+    if "before" in recipe:
+        network = SmallNet(recipe["before"], recipe["after"])
+    else:
+        network = Net(recipe["dropout"])
     if not recipe.get("batch_norm", True):
         for block in network:
             for place, layer in enumerate(block):

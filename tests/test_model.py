@@ -8,7 +8,7 @@ from reference import COLUMNS, RECEPTIVE_FIELD, SUMMARY
 from torch import nn
 from torchsummary import summary
 
-from model import Net, receptive_field
+from model import Net, SmallNet, receptive_field
 
 
 def test_summary_is_the_references(capsys):
@@ -44,8 +44,32 @@ def test_output_is_log_probabilities():
     ids=["no channel", "colour", "32 pixels", "bytes"],
 )
 def test_wrong_input_is_named(images):
-    with pytest.raises(ValueError, match=r"Net takes float images \[B, 1, 28, 28\], got .*normalize"):
-        Net()(images)
+    for network in (Net(), SmallNet()):
+        name = type(network).__name__
+        with pytest.raises(ValueError, match=rf"^{name} takes float images \[B, 1, 28, 28\], got .*normalize"):
+            network(images)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [((8, 8), (16, 24, 19)), ((4, 4), (8, 8, 8)), ((3,), (5,)), ((2, 3, 4), ())]
+)
+def test_small_networks_widths_are_its_arguments(before, after):
+    network = SmallNet(before, after)
+    widths = [1, *before, *after]
+    kernels = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+    assert [(layer.in_channels, layer.out_channels) for layer in kernels] == list(zip(widths, widths[1:]))
+    expected = sum(9 * i * o + 2 * o for i, o in zip(widths, widths[1:])) + 10 * widths[-1] + 10
+    assert sum(parameter.numel() for parameter in network.parameters()) == expected
+    torch.manual_seed(0)
+    probabilities = network(torch.randn(7, 1, 28, 28)).exp()
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(7))
+    names = [row["layer"] for row in receptive_field(network)]
+    assert names[len(before)] == "pool" and receptive_field(network)[-1]["r_out"] == 28
+
+
+def test_small_network_without_room_is_named():
+    with pytest.raises(ValueError, match="7 convolutions before and 4 after the pooling leave no pixel"):
+        SmallNet([4] * 7, [4] * 4)
 
 
 def test_receptive_field_table_is_the_references():
