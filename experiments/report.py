@@ -56,6 +56,30 @@ def seeds() -> str:
     return "\n".join(lines)
 
 
+def trials() -> str:
+    """Every trial on the held-out training images, those of equal length together, the lowest loss first."""
+    rows = []
+    screening = _record("trials/screening")
+    for trial in screening["trials"]:
+        changes = [f"{name} {value:g}" for name, value in trial["changed"].items()]
+        setting = ", ".join([trial["network"], *changes])
+        results = (trial["validation_loss"], trial["validation_accuracy"])
+        rows.append((screening["recipe"]["epochs"], *results, trial["parameters"], 1, setting))
+    for folder in sorted(path for path in (ROOT / "results" / "trials").iterdir() if path.is_dir()):
+        records = utils.load_records(folder)
+        last = [(record["history"]["test_loss"][-1], record["history"]["test_accuracy"][-1]) for record in records]
+        loss, accuracy = (statistics.mean(values) for values in zip(*last))
+        epochs = records[0]["hyperparameters"]["epochs"]
+        rows.append((epochs, loss, accuracy, records[0]["parameters"], len(records), folder.name))
+    lines = [
+        "| network, and what was changed | parameters | epochs | seeds | validation loss | validation accuracy |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for epochs, loss, accuracy, parameters, count, setting in sorted(rows):
+        lines.append(f"| {setting} | {parameters:,} | {epochs} | {count} | {loss:.4f} | {accuracy:.2%} |")
+    return "\n".join(lines)
+
+
 def kills() -> str:
     """The count of the recorded kills."""
     record = _record("kills")
@@ -109,7 +133,7 @@ def speed() -> str:
 
 def updated(text: str) -> str:
     """README's text with every table made anew."""
-    for table in (notebook, seeds, kills, own_digits, speed):
+    for table in (notebook, seeds, trials, kills, own_digits, speed):
         block = f"<!-- {table.__name__} -->\n{table()}\n<!-- end -->"
         pattern = rf"<!-- {table.__name__} -->\n.*?\n<!-- end -->"
         text, count = re.subn(pattern, block.replace("\\", r"\\"), text, flags=re.S)
