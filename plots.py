@@ -339,3 +339,26 @@ def seeds(accuracies: dict[str, list[float]], reference: float) -> Figure:
     axes.set_ylim(len(accuracies) - 0.4, -0.6)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3 / (0.5 + 0.25 * len(accuracies))), ncols=3, frameon=False)
     return figure
+
+
+@_style
+def comparison(histories: dict[str, History], goal: float) -> Figure:
+    """Learning rate, test loss and test accuracy of every epoch of two runs, with the `goal` (a fraction)."""
+    figure, (rate, loss, accuracy) = _subplots(1, 3, 14, 4.6, "Two ways to train the same network, epoch by epoch")
+    for (name, history), colour, marker in zip(histories.items(), (BLUE, RED), ("o", "s")):
+        epochs = range(1, len(history["test_loss"]) + 1)
+        style = dict(color=colour, marker=marker, markersize=5, label=name)
+        rate.plot(epochs, history["learning_rate"], **style)
+        loss.plot(epochs, history["test_loss"], **style)
+        accuracy.plot(epochs, [100 * value for value in history["test_accuracy"]], **style)
+    accuracy.axhline(100 * goal, color=GREEN, linestyle="--", label=f"goal {goal:.1%}")
+    rate.set(title="Learning rate", ylabel="learning rate at the epoch's start")
+    loss.set(title="Test loss", ylabel="mean negative log-likelihood (nats)", yscale="log")
+    lowest = min((value for history in histories.values() for value in history["test_accuracy"][1:]), default=0)
+    accuracy.set(title="Test accuracy", ylabel="accuracy (%)")
+    accuracy.set_ylim(bottom=100 * lowest - 0.2)
+    for axes in (rate, loss, accuracy):
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend()
+    return figure

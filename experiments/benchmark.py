@@ -39,6 +39,19 @@ TRAIN, TEST, EXAMPLE = 12_800, 5_000, 3_200  # images a round
 NORMALIZE = [transforms.ToTensor(), transforms.Normalize((utils.MEAN,), (utils.STD,))]
 
 
+def reference_layers() -> nn.Module:
+    """The reference solution's network: `Net` with a padding mode that copies every activation, ReLU not in place."""
+    model = Net()
+    for block in model:
+        for place, layer in enumerate(block):
+            if isinstance(layer, nn.Conv2d):
+                arguments = (layer.in_channels, layer.out_channels, layer.kernel_size)
+                block[place] = nn.Conv2d(*arguments, padding=0, padding_mode="replicate", bias=False)
+            if isinstance(layer, nn.ReLU):
+                block[place] = nn.ReLU()
+    return model
+
+
 class Reference:
     """The reference solution's loop, written anew from its description."""
 
@@ -52,15 +65,7 @@ class Reference:
         test = MNIST(folder, train=False, transform=transforms.Compose(NORMALIZE))
         self.train_loader = DataLoader(Subset(train, range(TRAIN)), batch_size=128, shuffle=True)
         self.test_loader = DataLoader(Subset(test, range(TEST)), batch_size=128, shuffle=True)
-        self.device, self.model = device, Net()
-        for block in self.model:
-            for place, layer in enumerate(block):
-                if isinstance(layer, nn.Conv2d):
-                    arguments = (layer.in_channels, layer.out_channels, layer.kernel_size)
-                    block[place] = nn.Conv2d(*arguments, padding=0, padding_mode="replicate", bias=False)
-                if isinstance(layer, nn.ReLU):
-                    block[place] = nn.ReLU()
-        self.model.to(device)
+        self.device, self.model = device, reference_layers().to(device)
         self.optimizer = optim.SGD(self.model.parameters(), lr=0.25, momentum=0.9)
 
     def train(self) -> None:

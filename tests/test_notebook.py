@@ -5,6 +5,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -13,6 +14,9 @@ from nbclient import NotebookClient
 
 import utils
 from model import Net
+
+sys.path.insert(0, "experiments")
+import study  # noqa: E402
 
 NOTEBOOK = nbformat.read("A6.ipynb", as_version=4)
 CODE = [cell for cell in NOTEBOOK.cells if cell.cell_type == "code"]
@@ -29,6 +33,18 @@ def cell_with(source: str):
     return cell
 
 
+def constants_of(cell) -> dict:
+    """The numbers that a cell gives names to, by name in small letters; those in a `dict(…)` by their keys."""
+    constants = {}
+    for line in ast.parse(cell.source).body:
+        value = line.value.orelse if isinstance(line.value, ast.IfExp) else line.value
+        if isinstance(value, ast.Constant):
+            constants[line.targets[0].id.lower()] = value.value
+        elif getattr(getattr(value, "func", None), "id", "") == "dict":
+            constants |= {keyword.arg: keyword.value.value for keyword in value.keywords}
+    return constants
+
+
 def test_every_cell_was_run_once_in_order_without_error():
     assert [cell.execution_count for cell in CODE] == list(range(1, len(CODE) + 1))
     outputs = [output for cell in CODE for output in cell.outputs]
@@ -43,13 +59,14 @@ def test_no_widget_and_no_smoke_run_is_stored():
 
 
 def test_nineteen_epochs_are_stored_and_the_last_one_is_above_the_goal():
-    lines = re.findall(
-        r"^epoch +(\d+)/19 .*test: loss [\d.]+, accuracy +([\d.]+)%", printed(cell_with("utils.fit(")), re.M
-    )
-    assert [int(epoch) for epoch, _ in lines] == list(range(1, 20))
-    accuracies = [float(accuracy) for _, accuracy in lines]
+    for checkpoint in ("one-cycle.pt", "reference.pt"):
+        lines = re.findall(
+            r"^epoch +(\d+)/19 .*test: loss [\d.]+, accuracy +([\d.]+)%", printed(cell_with(checkpoint)), re.M
+        )
+        assert [int(epoch) for epoch, _ in lines] == list(range(1, 20))
+        accuracies = [float(accuracy) for _, accuracy in lines]
+        assert accuracies[-1] > 99.4
     assert accuracies == pytest.approx([100 * value for value in RECORD["history"]["test_accuracy"]])
-    assert accuracies[-1] > 99.4
     assert f"{accuracies[-1]:.2f} %" in TEXT.split("## 1")[0], "the goals' table quotes this run"
 
 
@@ -59,15 +76,19 @@ def test_the_committed_weights_are_those_of_the_run(mnist):
 
 
 def test_the_record_names_the_hyperparameters_of_the_notebook():
-    constants = {}
-    for line in ast.parse(cell_with("BATCH_SIZE = 128").source).body:
-        name = line.targets[0].id.lower()
-        value = line.value.orelse if isinstance(line.value, ast.IfExp) else line.value
-        if isinstance(value, ast.Constant):
-            constants[name] = value.value
+    constants = constants_of(cell_with("BATCH_SIZE = 128"))
     assert {name: constants[name] for name in RECORD["hyperparameters"]} == RECORD["hyperparameters"]
     assert len(RECORD["history"]["test_accuracy"]) == RECORD["hyperparameters"]["epochs"] == 19
     assert "dirty" not in RECORD["commit"]
+
+
+def test_the_better_recipe_is_the_studys():
+    names = dict(peak_rate="learning_rate", small_batch="batch_size")
+    constants = constants_of(cell_with("PEAK_RATE = "))
+    recipe = {names.get(name, name): value for name, value in constants.items()}
+    shared = {name: RECORD["hyperparameters"][name] for name in ("epochs", "momentum", "dropout")}
+    recorded = utils.load_records("results/runs/one-cycle")[0]["hyperparameters"]
+    assert recipe | shared | dict(nesterov=True) == recorded == study.RECIPES["one-cycle"]
 
 
 def test_augmentation_is_looked_at_as_it_is_trained_with():

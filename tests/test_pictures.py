@@ -46,6 +46,17 @@ def no_figure_is_left_open():
     assert plt.get_fignums() == []
 
 
+def test_comparison_draws_both_runs_in_every_panel():
+    other = {name: [value / 2 for value in values] for name, values in HISTORY.items()}
+    rate, loss, accuracy = plots.comparison({"one": HISTORY, "two": other}, goal=0.9).axes
+    for axes, key, scale in ((rate, "learning_rate", 1), (loss, "test_loss", 1), (accuracy, "test_accuracy", 100)):
+        for line, history in zip(axes.lines, (HISTORY, other)):
+            np.testing.assert_array_equal(line.get_xdata(), [1, 2, 3])
+            np.testing.assert_allclose(line.get_ydata(), [scale * value for value in history[key]])
+        assert [text.get_text() for text in axes.get_legend().get_texts()][:2] == ["one", "two"]
+    assert accuracy.lines[2].get_ydata()[0] == 90
+
+
 def test_classes_shows_the_first_image_and_the_count_of_each_class(small):
     images, labels = small[0]
     figure = plots.classes(images, labels)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from reference import COLUMNS, RECEPTIVE_FIELD, SUMMARY
 
+import utils
+
 sys.path.insert(0, "experiments")
 import report  # noqa: E402
 
@@ -40,10 +42,16 @@ def test_hyperparameters_are_those_of_the_recorded_run():
         learning_rate="learning rate",
         momentum="momentum",
         dropout="dropout",
+        weight_decay="weight decay",
     )
-    rows = dict(re.findall(r"^\| ([^|]+?) \| `?([\d.]+)", section("Hyperparameters"), re.M))
+    rows = {
+        name: values
+        for name, *values in re.findall(r"^\| (.+?) \| (.+?) \| (.+?) \|$", section("Hyperparameters"), re.M)
+    }
+    better = utils.load_records("results/runs/one-cycle")[0]["hyperparameters"]
     for key, name in names.items():
-        assert float(rows[name]) == RECORD["hyperparameters"][key], name
+        values = [float(re.match(r"[\d.]+", text)[0]) for text in rows[name]]
+        assert values == [RECORD["hyperparameters"].get(key, 0), better[key]], name
 
 
 def test_pictures_exist():
