@@ -234,10 +234,11 @@ def main() -> None:
             ray.init(address=arguments.address or "auto")
             register_ray()
         stack.enter_context(joblib.parallel_config(arguments.backend, n_jobs=arguments.jobs))
-        runs = joblib.Parallel(return_as="generator_unordered")(
+        # Ray's back end can only give all records at the end, the others each as soon as it is finished
+        runs = joblib.Parallel(return_as="list" if arguments.backend == "ray" else "generator_unordered")(
             joblib.delayed(train)(name, recipe, seed, arguments.images, arguments.validate, scratch) for seed in missing
         )
-        for record in runs:  # each is written as soon as it is finished
+        for record in runs:
             utils.save_record(folder / f"{record['seed']}.json", record | dict(command=command))
             final, best = record["history"]["test_accuracy"][-1], max(record["history"]["test_accuracy"])
             print(f"{name}, seed {record['seed']}: final {final:.2%} (best epoch {best:.2%})", flush=True)
