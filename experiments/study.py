@@ -65,7 +65,7 @@ ONE_CYCLE = dict(
 RECIPES: dict[str, dict] = {
     "reference": REFERENCE,
     # one ingredient changed
-    "reference-no-batch-norm": REFERENCE | dict(batch_norm=False, learning_rate=0.05),
+    "reference-no-batch-norm": REFERENCE | dict(batch_norm=False, learning_rate=0.01),
     "reference-dropout-0.05": REFERENCE | dict(dropout=0.05),
     "reference-dropout-0.1": REFERENCE | dict(dropout=0.1),
     "reference-no-augmentation": REFERENCE | dict(zoom_probability=0.0, max_degrees=0),
