@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from nbclient import NotebookClient
 
@@ -16,6 +17,7 @@ import utils
 from model import Net
 
 sys.path.insert(0, "experiments")
+import report  # noqa: E402
 import study  # noqa: E402
 
 NOTEBOOK = nbformat.read("A6.ipynb", as_version=4)
@@ -89,6 +91,20 @@ def test_the_better_recipe_is_the_studys():
     shared = {name: RECORD["hyperparameters"][name] for name in ("epochs", "momentum", "dropout")}
     recorded = utils.load_records("results/runs/one-cycle")[0]["hyperparameters"]
     assert recipe | shared | dict(nesterov=True) == recorded == study.RECIPES["one-cycle"]
+
+
+def test_the_stored_numbers_are_those_of_the_recorded_seeds():
+    """What the stored cells printed of results/runs/, against means and deviations by numpy."""
+    printed_of = {
+        "reference": 'records = utils.load_records("results/runs/reference")',
+        "one-cycle": "stats.ttest_ind(",
+        "small-9710": "better = [",
+    } | {recipe: "changes = {" for recipe in report.INGREDIENTS if recipe != "reference"}
+    for recipe, source in printed_of.items():
+        final = [record["history"]["test_accuracy"][-1] for record in utils.load_records(f"results/runs/{recipe}")]
+        text = printed(cell_with(source))
+        assert f"{100 * np.mean(final):.3f}" in text, recipe
+        assert f"{100 * np.std(final, ddof=1):.3f}" in text, recipe
 
 
 def test_augmentation_is_looked_at_as_it_is_trained_with():

@@ -10,14 +10,19 @@ from pathlib import Path
 import pytest
 import torch
 from distributed import LocalCluster
+from torch import nn
 
 import utils
 from model import Net
 
+sys.path.insert(0, "experiments")
+import report  # noqa: E402
+import study  # noqa: E402
+
 RECIPES = sorted(path.name for path in Path("results/runs").glob("*"))
 
 
-def study(folder: Path, *arguments: str) -> str:
+def run_study(folder: Path, *arguments: str) -> str:
     command = [sys.executable, "experiments/study.py", "reference", "--images", "300", "--epochs", "2", *arguments]
     finished = subprocess.run([*command, "--output", str(folder)], capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
@@ -30,20 +35,20 @@ def histories(folder: Path) -> dict[int, dict]:
 
 
 def test_a_study_gives_the_same_numbers_side_by_side_one_by_one_and_on_a_dask_cluster(tmp_path):
-    study(tmp_path / "loky", "--seeds", "1,2", "--jobs", "2")
-    out = study(tmp_path / "one by one", "--seeds", "2", "--jobs", "1")
+    run_study(tmp_path / "loky", "--seeds", "1,2", "--jobs", "2")
+    out = run_study(tmp_path / "one by one", "--seeds", "2", "--jobs", "1")
     assert "0 of 1 seeds are recorded already" in out
-    out = study(tmp_path / "one by one", "--seeds", "1-2", "--jobs", "1")
+    out = run_study(tmp_path / "one by one", "--seeds", "1-2", "--jobs", "1")
     assert "1 of 2 seeds are recorded already" in out, "a stopped study goes on where it was"
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
-        study(tmp_path / "dask", "--seeds", "1,2", "--backend", "dask", "--address", cluster.scheduler_address)
+        run_study(tmp_path / "dask", "--seeds", "1,2", "--backend", "dask", "--address", cluster.scheduler_address)
     expected = histories(tmp_path / "loky")
     assert set(expected) == {1, 2} and expected[1] != expected[2]
     assert histories(tmp_path / "one by one") == histories(tmp_path / "dask") == expected
 
 
 def test_validation_holds_out_the_last_training_images(tmp_path, mnist):
-    study(tmp_path, "--seeds", "1", "--validate", "--set", "batch_size=64")
+    run_study(tmp_path, "--seeds", "1", "--validate", "--set", "batch_size=64")
     (record,) = utils.load_records(tmp_path / "reference+batch_size=64")
     assert record["tested_on"] == "the last 10,000 training images" and record["hyperparameters"]["batch_size"] == 64
     torch.set_num_threads(1)  # as in the study, for equal sums
@@ -59,7 +64,7 @@ def test_validation_holds_out_the_last_training_images(tmp_path, mnist):
 
 
 def test_other_hyperparameters_do_not_mix_with_recorded_runs(tmp_path):
-    study(tmp_path, "--seeds", "1")
+    run_study(tmp_path, "--seeds", "1")
     path = tmp_path / "reference" / "1.json"
     record = json.loads(path.read_text())
     path.write_text(json.dumps(record | dict(hyperparameters=record["hyperparameters"] | dict(momentum=0.5))))
@@ -92,6 +97,45 @@ def test_recorded_runs_are_whole(recipe):
         for key in ("commit", "torch", "hardware", "threads", "command", "parameters"):
             assert record[key], key
         assert "dirty" not in record["commit"] and record["commit"] != "unknown"
+
+
+def test_studies_are_complete_and_their_seeds_fresh():
+    seeds = {
+        recipe: [record["seed"] for record in utils.load_records(Path("results/runs") / recipe)] for recipe in RECIPES
+    }
+    assert sorted(seeds["reference"]) == list(range(1, 11))
+    for recipe in set(RECIPES) - set(report.INGREDIENTS):
+        assert len(seeds[recipe]) == 10, recipe
+    for recipe in set(report.INGREDIENTS) - {"reference"}:
+        assert sorted(seeds[recipe]) == [1, 2, 3], recipe
+    trials = [path for path in Path("results/trials").iterdir() if path.is_dir()]
+    tried = {record["seed"] for folder in trials for record in utils.load_records(folder)}
+    for recipe in set(RECIPES) - set(report.INGREDIENTS):
+        assert tried.isdisjoint(seeds[recipe]), f"{recipe} was chosen on other seeds than it is judged by"
+
+
+@pytest.mark.parametrize("recipe", sorted(set(report.INGREDIENTS) - {"reference"}))
+def test_each_ingredient_changes_what_it_says(recipe):
+    usual, changed = study.RECIPES["reference"], study.RECIPES[recipe]
+    differences = {name for name in usual | changed if usual.get(name) != changed.get(name)}
+    expected = {
+        "no-batch-norm": {"batch_norm", "learning_rate"},
+        "dropout-0.05": {"dropout"},
+        "dropout-0.1": {"dropout"},
+        "no-augmentation": {"zoom_probability", "max_degrees"},
+        "fully-connected": {"pooling"},
+        "constant-rate": {"gamma"},
+        "bilinear": {"rotation"},
+    }
+    assert differences == expected[recipe.removeprefix("reference-")]
+    network, *_, augment = study.build(changed | dict(zoom_probability=0.0), 469)
+    assert any(isinstance(layer, nn.BatchNorm2d) for layer in network.modules()) != ("batch_norm" in differences)
+    assert any(isinstance(layer, nn.Linear) for layer in network.modules()) == ("pooling" in differences)
+    image = torch.zeros(64, 28, 28, dtype=torch.uint8)
+    image[:, 5:23, 12:16] = 255
+    varied = augment(image)
+    assert torch.equal(varied, image) == ("max_degrees" in differences)
+    assert (len(varied.unique()) > 2) == ("rotation" in differences), "only interpolation makes grey values"
 
 
 def test_readme_states_mean_and_spread_of_the_raw_runs():
