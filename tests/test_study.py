@@ -92,7 +92,8 @@ def test_recorded_runs_are_whole(recipe):
         assert record["trained_on"] == 60_000 and record["tested_on"] == "the test set"
         for name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy"):
             assert len(record["history"][name]) == record["hyperparameters"]["epochs"] <= 19, (recipe, record["seed"])
-        assert all(0.5 < accuracy <= 1 for accuracy in record["history"]["test_accuracy"])
+        assert all(0 < accuracy <= 1 for accuracy in record["history"]["test_accuracy"])
+        assert record["history"]["test_accuracy"][-1] > 0.98
         assert record["seconds"] == pytest.approx(sum(record["history"]["seconds"]))
         for key in ("commit", "torch", "hardware", "threads", "command", "parameters"):
             assert record[key], key
