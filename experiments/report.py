@@ -38,8 +38,7 @@ PyTorch {record["torch"].split("+")[0]}). The best epoch on the test set, no res
 {max(accuracies):.2f} % (the reference solution's: 99.60 %)."""
 
 
-INGREDIENTS = {
-    "reference": "nothing",
+INGREDIENTS = {  # recipe: what it changes in the reference recipe
     "reference-dropout-0.05": "dropout 0.05",
     "reference-dropout-0.1": "dropout 0.1",
     "reference-bilinear": "rotation interpolates between pixels",
@@ -64,7 +63,7 @@ def seeds() -> str:
         "| recipe | parameters | epochs | seeds | final test accuracy, mean ± sd | min | max |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    names = {path.name for path in (ROOT / "results" / "runs").iterdir()} - set(INGREDIENTS) | {"reference"}
+    names = {path.name for path in (ROOT / "results" / "runs").iterdir()} - set(INGREDIENTS)
     for name in sorted(names):
         records, final, numbers = _final(name)
         epochs = records[0]["hyperparameters"]["epochs"]
@@ -76,7 +75,7 @@ def ingredients() -> str:
     """One row for each thing changed in the reference recipe, the best first."""
     usual = statistics.mean(_final("reference")[1])
     rows = []
-    for name, change in INGREDIENTS.items():
+    for name, change in [("reference", "nothing"), *INGREDIENTS.items()]:
         records, final, numbers = _final(name)
         worth = f"{100 * (statistics.mean(final) - usual):+.0f}" if name != "reference" else ""
         parameters = records[0]["parameters"]

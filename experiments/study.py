@@ -62,6 +62,8 @@ ONE_CYCLE = dict(
     max_shear=0.05,
 )
 
+SMALL = ONE_CYCLE | dict(before=[8, 8], after=[16, 24, 19])
+
 RECIPES: dict[str, dict] = {
     "reference": REFERENCE,
     # one ingredient changed
@@ -75,8 +77,8 @@ RECIPES: dict[str, dict] = {
     # the same network, trained otherwise
     "one-cycle": ONE_CYCLE,
     # other networks, by their number of parameters
-    "small-9710": ONE_CYCLE | dict(before=[8, 8], after=[16, 24, 19]),
-    "small-9710-short": ONE_CYCLE | dict(epochs=6, before=[8, 8], after=[16, 24, 19]),
+    "small-9710": SMALL,
+    "small-9710-short": SMALL | dict(epochs=6),
     "small-4962": ONE_CYCLE | dict(before=[8, 8], after=[8, 16, 16]),
     "small-2914": ONE_CYCLE | dict(before=[4, 8], after=[8, 10, 12]),
     "small-1774": ONE_CYCLE | dict(before=[4, 4], after=[8, 8, 8]),

@@ -2,7 +2,6 @@
 
 import io
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +12,7 @@ from PIL import Image
 import utils
 from model import Net
 from own_digit import DrawingPad, prepare, read_digit
-
-sys.path.insert(0, "experiments")
-from own_digits import paste  # noqa: E402
+from own_digits import paste
 
 COUNT = 300
 

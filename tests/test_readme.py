@@ -2,15 +2,12 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 from reference import COLUMNS, RECEPTIVE_FIELD, SUMMARY
 
+import report
 import utils
-
-sys.path.insert(0, "experiments")
-import report  # noqa: E402
 
 README = Path("README.md").read_text()
 RECORD = json.loads(Path("results/notebook.json").read_text())
