@@ -10,17 +10,21 @@ minutes, most of them for what was tried and dropped; run nothing else meanwhile
 import argparse
 import math
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
-import torch
-from torch import Tensor, nn, optim
-from torch.utils.data import DataLoader, Subset
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import utils
-from benchmark import ROOT, Reference, reference_layers, spread, timed, unpack
-from model import Net
+import torch  # noqa: E402
+from torch import Tensor, nn, optim  # noqa: E402
+from torch.utils.data import DataLoader, Subset  # noqa: E402
+
+import utils  # noqa: E402
+from benchmark import ROOT, Reference, reference_layers, spread, timed, unpack  # noqa: E402
+from model import Net  # noqa: E402
 
 IMAGES = 3_840  # a round: 30 batches
 
