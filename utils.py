@@ -209,14 +209,18 @@ def train_epoch(
     batch_size: int,
     transform: Callable[[Tensor], Tensor],
     title: str,
+    teacher: nn.Module | None = None,
 ) -> tuple[float, float]:
     """Show the network every image once, in random order; return (mean loss, accuracy) over all of them.
 
     `transform` takes and returns uint8 [B, 28, 28]. The `scheduler` steps after every batch. `title` names the progress
-    bar and, in the `FloatingPointError` raised when the loss is no longer finite, the epoch.
+    bar and, in the `FloatingPointError` raised when the loss is no longer finite, the epoch. With a `teacher`, a
+    trained network, what is minimised is `distillation_loss`; the mean loss returned is still that of the labels alone.
     """
     check_data(images, labels)
     model.train()
+    if teacher is not None:
+        teacher.eval()
     losses, hits, rates = [], [], []
     order = torch.randperm(len(images), device=images.device)
     quiet = "TQDM_DISABLE" in os.environ  # which tqdm's notebook bar does not look at by itself
@@ -224,10 +228,14 @@ def train_epoch(
         x, y = normalize(transform(images[batch])), labels[batch]
         # forward
         log_probabilities = model(x)
-        loss = F.nll_loss(log_probabilities, y)
+        loss = objective = F.nll_loss(log_probabilities, y)
+        if teacher is not None:
+            with torch.no_grad():
+                taught = teacher(x)
+            objective = distillation_loss(loss, log_probabilities, taught)
         # backward
         optimizer.zero_grad()
-        loss.backward()
+        objective.backward()
         # update
         rates.append(scheduler.get_last_lr()[0])
         optimizer.step()
@@ -243,6 +251,18 @@ def train_epoch(
                 "a lower learning rate may help"
             )
     return sum(losses) / len(images), torch.stack(hits).sum().item() / len(images)
+
+
+def distillation_loss(loss: Tensor, log_probabilities: Tensor, taught: Tensor) -> Tensor:
+    """A tenth of the labels' `loss`, nine tenths of how far `log_probabilities` are from `taught`, both [B, 10].
+
+    That is the Kullback-Leibler divergence from a teacher's log-probabilities, averaged over the batch. Both are
+    softened by a temperature of 2, which shows how the teacher sees the wrong classes; the temperature's square keeps
+    the gradient as large as it was.
+    Source: G. Hinton et al., Distilling the Knowledge in a Neural Network, 2015, https://arxiv.org/abs/1503.02531
+    """
+    student, teacher = (F.log_softmax(values / 2, dim=1) for values in (log_probabilities, taught))
+    return 0.1 * loss + 0.9 * 2**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
 @torch.inference_mode()
@@ -285,6 +305,7 @@ def fit(
     transform: Callable[[Tensor], Tensor],
     checkpoint: str | Path | None = None,
     fresh_start: bool = False,
+    teacher: nn.Module | None = None,
 ) -> History:
     """Train for `epochs`, evaluate after each, print one line an epoch; return the history.
 
@@ -295,6 +316,7 @@ def fit(
     With a `checkpoint` file, the run is saved there after every epoch; where the file already holds completed epochs of
     the same run, they are loaded and training goes on behind them, to the same result as without the interruption.
     `fresh_start` ignores and replaces the file. Interrupting the kernel ends training with the last completed epoch.
+    A `teacher` is handed to `train_epoch`.
 
     Raises `ValueError` for bad data, `FloatingPointError` when the loss is no longer finite, and `RuntimeError` for a
     checkpoint that is damaged or belongs to another run; that file is left as it is.
@@ -306,7 +328,7 @@ def fit(
     device = train[0].device
     run = {}
     if checkpoint:  # it reads all the data, which nobody needs without a file to compare with
-        run = _describe_run(model, optimizer, scheduler, train, test, epochs, batch_size, transform)
+        run = _describe_run(model, optimizer, scheduler, train, test, epochs, batch_size, transform, teacher)
     history: History = {}
     if checkpoint and Path(checkpoint).exists() and not fresh_start:
         saved = _load_checkpoint(Path(checkpoint), run)
@@ -320,7 +342,7 @@ def fit(
             start, rate = time.perf_counter(), scheduler.get_last_lr()[0]
             title = f"epoch {epoch:2d}/{epochs}"
             train_loss, train_accuracy = train_epoch(
-                model, optimizer, scheduler, *train, batch_size=batch_size, transform=transform, title=title
+                model, optimizer, scheduler, *train, batch_size, transform, title, teacher
             )
             test_loss, test_accuracy = evaluate(model, *test)
             results = dict(
@@ -365,7 +387,7 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     return model
 
 
-def _describe_run(model, optimizer, scheduler, train, test, epochs, batch_size, transform) -> dict[str, str]:
+def _describe_run(model, optimizer, scheduler, train, test, epochs, batch_size, transform, teacher) -> dict[str, str]:
     """What makes this run this run, part by part: two runs with equal descriptions have equal results."""
     function, options = getattr(transform, "func", transform), getattr(transform, "keywords", {})
     return {
@@ -379,6 +401,7 @@ def _describe_run(model, optimizer, scheduler, train, test, epochs, batch_size, 
         "initial weights": _digest(model.state_dict().values()),
         "training data": _digest(train),
         "test data": _digest(test),
+        "teacher": _digest(teacher.state_dict().values()) if teacher is not None else "none",
     }
 
 

@@ -189,8 +189,8 @@ def steps() -> str:
     start = {step["step"]: step["start_seconds"] for step in record["steps"]}
     lines += [
         "",
-        f"Compiling needs a C++ compiler and {start['torch.compile']:.0f} s at the start, which most of what it saves in "
-        "19 epochs pays for; bfloat16 is emulated where the processor has none, as here.",
+        f"Compiling needs a C++ compiler and {start['torch.compile']:.0f} s at the start, which most of what it saves "
+        "in 19 epochs pays for; bfloat16 is emulated where the processor has none, as here.",
     ]
     return "\n".join(lines)
 

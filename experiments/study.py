@@ -79,6 +79,9 @@ RECIPES: dict[str, dict] = {
     # other networks, by their number of parameters
     "small-9710": SMALL,
     "small-9710-short": SMALL | dict(epochs=6),
+    # a larger network, only to teach the others
+    "small-37986": SMALL | dict(learning_rate=0.2, before=[16, 16], after=[32, 48, 38]),
+    "small-9710-taught": SMALL | dict(teacher="small-37986"),
     "small-4962": ONE_CYCLE | dict(before=[8, 8], after=[8, 16, 16]),
     "small-2914": ONE_CYCLE | dict(before=[4, 8], after=[8, 10, 12]),
     "small-1774": ONE_CYCLE | dict(before=[4, 4], after=[8, 8, 8]),
@@ -142,8 +145,8 @@ class _Prefixed:
         self.stream.flush()
 
 
-def train(name: str, recipe: dict, seed: int, images: int | None, validate: bool, scratch: Path) -> dict:
-    """One run; returns its record."""
+def train(name: str, recipe: dict, seed: int, images: int | None, validate: bool, scratch: Path, weights: Path) -> dict:
+    """One run; returns its record. The first seed of a recipe that teaches others leaves its network in `weights`."""
     os.environ["TQDM_DISABLE"] = "1"  # the bars of several runs side by side would overwrite each other
     torch.set_num_threads(1)
     train_set, test_set = utils.load_mnist(ROOT / "data", "cpu")
@@ -155,6 +158,13 @@ def train(name: str, recipe: dict, seed: int, images: int | None, validate: bool
     network, optimizer, scheduler, augment = build(recipe, math.ceil(len(train_set[0]) / recipe["batch_size"]))
     scratch.mkdir(parents=True, exist_ok=True)
     checkpoint = scratch / f"{name}-{len(train_set[0])}-{seed}.pt"
+    teacher = None
+    if "teacher" in recipe:
+        path = weights / f"{recipe['teacher']}-{len(train_set[0])}.pt"
+        if not path.exists():
+            raise RuntimeError(f"{path} is missing: run {recipe['teacher']}, seed 1, with the same options first")
+        teacher, *_ = build(RECIPES[recipe["teacher"]], 1)
+        utils.load_weights(teacher, path)
     start = time.perf_counter()
     with contextlib.redirect_stdout(_Prefixed(f"{name}, seed {seed}")):
         history = utils.fit(
@@ -167,7 +177,11 @@ def train(name: str, recipe: dict, seed: int, images: int | None, validate: bool
             recipe["batch_size"],
             augment,
             checkpoint=checkpoint,
+            teacher=teacher,
         )
+    if seed == 1 and name in {recipe.get("teacher") for recipe in RECIPES.values()}:
+        weights.mkdir(parents=True, exist_ok=True)
+        utils.save_weights(network, weights / f"{name}-{len(train_set[0])}.pt")
     return dict(
         recipe=name,
         seed=seed,
@@ -214,6 +228,7 @@ def main() -> None:
     name = "+".join([arguments.recipe, *arguments.set])
     folder = (arguments.output or ROOT / "results" / ("trials" if arguments.validate else "runs")) / name
     scratch = (arguments.output or ROOT / "runs") / "study"
+    weights = (arguments.output or ROOT / "results") / "teachers"
     command = shlex.join(["python", "experiments/study.py", *sys.argv[1:]])
 
     missing = []
@@ -239,7 +254,8 @@ def main() -> None:
         stack.enter_context(joblib.parallel_config(arguments.backend, n_jobs=arguments.jobs))
         # Ray's back end can only give all records at the end, the others each as soon as it is finished
         runs = joblib.Parallel(return_as="list" if arguments.backend == "ray" else "generator_unordered")(
-            joblib.delayed(train)(name, recipe, seed, arguments.images, arguments.validate, scratch) for seed in missing
+            joblib.delayed(train)(name, recipe, seed, arguments.images, arguments.validate, scratch, weights)
+            for seed in missing
         )
         for record in runs:
             utils.save_record(folder / f"{record['seed']}.json", record | dict(command=command))

@@ -26,9 +26,9 @@ def start(train, seed=1, learning_rate=0.1):
     return model, optimizer, scheduler
 
 
-def fit(small, path, augment=AUGMENT, epochs=EPOCHS, batch_size=128, fresh_start=False, **options):
+def fit(small, path, augment=AUGMENT, epochs=EPOCHS, batch_size=128, fresh_start=False, teacher=None, **options):
     model, *rest = start(small[0], **options)
-    history = utils.fit(model, *rest, *small, epochs, batch_size, augment, checkpoint=path, fresh_start=fresh_start)
+    history = utils.fit(model, *rest, *small, epochs, batch_size, augment, path, fresh_start, teacher)
     return model, history
 
 
@@ -121,6 +121,7 @@ def test_a_fresh_start_trains_anew(tiny, whole, tmp_path, capsys):
         (dict(epochs=EPOCHS + 1), "number of epochs"),
         (dict(batch_size=64), "batch size"),
         (dict(augment=partial(utils.augment, zoom_probability=0.2, max_degrees=15)), "augmentation"),
+        (dict(teacher=Net()), "teacher"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -74,6 +74,37 @@ def test_each_image_is_shown_once_an_epoch(small):
     assert shown != sorted(shown) and sorted(shown) == list(range(200))
 
 
+def test_distillation_loss_is_hintons():
+    torch.manual_seed(1)
+    ours, theirs = (F.log_softmax(3 * torch.randn(5, 10), dim=1) for _ in range(2))
+    softened = (torch.distributions.Categorical(logits=values / 2) for values in (theirs, ours))
+    divergence = torch.distributions.kl_divergence(*softened).mean()
+    torch.testing.assert_close(utils.distillation_loss(torch.tensor(2.0), ours, theirs), 0.2 + 0.9 * 4 * divergence)
+
+
+def test_a_teacher_steers_the_student_and_stays_as_it_is(small):
+    images, labels = (part[:100] for part in small[0])
+    teacher = start(small[0], seed=2)[0]
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    model, optimizer, scheduler = start(small[0])
+    model_alone, *rest = start(small[0])
+    torch.manual_seed(3)
+    one = utils.train_epoch(model, optimizer, scheduler, images, labels, 100, lambda x: x, "epoch 1/1", teacher)
+    torch.manual_seed(3)
+    assert utils.train_epoch(model_alone, *rest, images, labels, 100, lambda x: x, "epoch 1/1") == one
+
+    by_hand = start(small[0])[0].train()
+    torch.manual_seed(3)
+    order = torch.randperm(100)
+    x = utils.normalize(images[order])
+    out, taught = by_hand(x), teacher.eval()(x).detach()
+    loss = utils.distillation_loss(F.nll_loss(out, labels[order]), out, taught)
+    gradients = torch.autograd.grad(loss, list(by_hand.parameters()))
+    for trained, fresh, gradient in zip(model.parameters(), by_hand.parameters(), gradients):
+        torch.testing.assert_close(trained, fresh - 0.1 * gradient)
+    assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
+
+
 def test_evaluation_is_in_order_and_over_all_samples(small):
     model = start(small[0])[0]
     images, labels = small[1]
