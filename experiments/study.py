@@ -76,15 +76,14 @@ RECIPES: dict[str, dict] = {
     "reference-bilinear": REFERENCE | dict(rotation="bilinear"),
     # the same network, trained otherwise
     "one-cycle": ONE_CYCLE,
-    # other networks, by their number of parameters
+    # other networks, by their number of parameters; the largest one only teaches the others
+    "small-37986": SMALL | dict(learning_rate=0.2, before=[16, 16], after=[32, 48, 38]),
     "small-9710": SMALL,
     "small-9710-short": SMALL | dict(epochs=6),
-    # a larger network, only to teach the others
-    "small-37986": SMALL | dict(learning_rate=0.2, before=[16, 16], after=[32, 48, 38]),
     "small-9710-taught": SMALL | dict(teacher="small-37986"),
-    "small-4962": ONE_CYCLE | dict(before=[8, 8], after=[8, 16, 16]),
-    "small-2914": ONE_CYCLE | dict(before=[4, 8], after=[8, 10, 12]),
-    "small-1774": ONE_CYCLE | dict(before=[4, 4], after=[8, 8, 8]),
+    "small-4962": SMALL | dict(before=[8, 8], after=[8, 16, 16], teacher="small-37986"),
+    "small-2914": SMALL | dict(before=[4, 8], after=[8, 10, 12], teacher="small-37986"),
+    "small-1774": SMALL | dict(before=[4, 4], after=[8, 8, 8], teacher="small-37986"),
 }
 
 

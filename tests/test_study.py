@@ -61,6 +61,18 @@ def test_validation_holds_out_the_last_training_images(tmp_path, mnist):
     assert held_out == (record["history"]["test_loss"][-1], record["history"]["test_accuracy"][-1])
 
 
+def test_a_taught_network_needs_its_teacher(tmp_path):
+    command = [sys.executable, "experiments/study.py", "--seeds", "1", "--images", "300", "--epochs", "2", "--output"]
+    early = subprocess.run([*command, tmp_path, "small-9710-taught"], capture_output=True, text=True)
+    weights = tmp_path / "teachers" / "small-37986-300.pt"
+    assert early.returncode != 0 and f"{weights} is missing: run small-37986, seed 1" in early.stderr
+    for recipe in ("small-37986", "small-9710-taught", "small-9710"):
+        subprocess.run([*command, tmp_path, recipe], check=True, stdout=subprocess.DEVNULL)
+    (taught,), (alone,) = (utils.load_records(tmp_path / name) for name in ("small-9710-taught", "small-9710"))
+    assert taught["history"]["test_loss"] != alone["history"]["test_loss"]
+    assert taught["parameters"] == alone["parameters"] == 9_710
+
+
 def test_other_hyperparameters_do_not_mix_with_recorded_runs(tmp_path):
     run_study(tmp_path, "--seeds", "1")
     path = tmp_path / "reference" / "1.json"
@@ -111,6 +123,8 @@ def test_studies_are_complete_and_their_seeds_fresh():
             assert sorted(numbers) == [1, 2, 3], recipe
         elif recipe == "reference":
             assert sorted(numbers) == list(range(1, 11))
+        elif recipe in {other.get("teacher") for other in study.RECIPES.values()}:
+            assert numbers == [1]
         else:
             assert len(numbers) == 10, recipe
             assert tried.isdisjoint(numbers), f"{recipe} was chosen on other seeds than it is judged by"
