@@ -94,13 +94,13 @@ def ingredients() -> str:
 def trials() -> str:
     """Every trial on the held-out training images, those of equal length together, the lowest loss first."""
     rows = []
-    screening = _record("trials/screening")
-    for trial in screening["trials"]:
-        changes = [f"{name} {value}" for name, value in trial["changed"].items() if name != "epochs"]
-        setting = ", ".join([trial["network"], *changes])
-        results = (trial["validation_loss"], trial["validation_accuracy"])
-        epochs = trial["changed"].get("epochs", screening["recipe"]["epochs"])
-        rows.append((epochs, *results, trial["parameters"], 1, setting))
+    for record in (_record("trials/screening"), _record("trials/frontier")):
+        for trial in record["trials"]:
+            changes = [f"{name} {value}" for name, value in trial["changed"].items() if name != "epochs"]
+            setting = ", ".join([trial["network"], *changes])
+            results = (trial["validation_loss"], trial["validation_accuracy"])
+            epochs = trial["changed"].get("epochs", record["recipe"]["epochs"])
+            rows.append((epochs, *results, trial["parameters"], 1, setting))
     for folder in sorted(path for path in (ROOT / "results" / "trials").iterdir() if path.is_dir()):
         records = utils.load_records(folder)
         last = [(record["history"]["test_loss"][-1], record["history"]["test_accuracy"][-1]) for record in records]
