@@ -27,7 +27,7 @@ PICTURES = {  # that README shows, and what stands in the cells that draw them
     "curves": "plots.curves(",
     "misclassified": "plots.misclassified(",
     "comparison": "plots.comparison(",
-    "seeds": "plots.seeds(finals | ",
+    "seeds": "plots.seeds(finals, ",
     "ingredients": "plots.seeds(accuracies",
 }
 

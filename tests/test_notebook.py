@@ -93,9 +93,10 @@ def test_the_better_recipe_is_the_studys():
 def test_the_stored_numbers_are_those_of_the_recorded_seeds():
     """What the stored cells printed of results/runs/, against means and deviations by numpy."""
     printed_of = {
-        "reference": 'records = utils.load_records("results/runs/reference")',
+        "reference": "usual = ",
         "one-cycle": "finals = {",
-        "small-9710": "better = [",
+        "small-9710": 'final_accuracies("small-9710")',
+        "small-9710-short": 'final_accuracies("small-9710-short")',
     } | {recipe: "changes = {" for recipe in report.INGREDIENTS}
     for recipe, source in printed_of.items():
         final = [record["history"]["test_accuracy"][-1] for record in utils.load_records(f"results/runs/{recipe}")]
