@@ -14,6 +14,7 @@ import argparse
 import math
 import os
 import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -250,7 +251,7 @@ def main() -> None:
         matrix_peak_gflops=round(peak, 1),
         epoch_tflop=round(flops / 1e12, 3),
         share_of_matrix_peak=round(flops / statistics.median(epoch["ours"]) / 1e9 / peak, 3),
-        command="python experiments/benchmark.py",
+        command=shlex.join(["python", "experiments/benchmark.py", *sys.argv[1:]]),
     )
     utils.save_record(ROOT / "results" / "benchmark.json", record | utils.environment(device))
     for part, ratio in record["ratio"].items():

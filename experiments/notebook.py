@@ -23,11 +23,11 @@ import papermill  # noqa: E402
 
 import utils  # noqa: E402
 
-PICTURES = {  # that README shows, and what stands in the cell, the last one of such, that draws them
+PICTURES = {  # that README shows, and what stands in the cells that draw them
     "curves": "plots.curves(",
     "misclassified": "plots.misclassified(",
     "comparison": "plots.comparison(",
-    "seeds": "plots.seeds(finals, ",
+    "seeds": "plots.seeds(finals | ",
     "ingredients": "plots.seeds(accuracies",
 }
 
@@ -54,7 +54,7 @@ def main() -> None:
     utils.save_record("results/notebook.json", record | dict(command="python experiments/notebook.py"))
     shutil.copyfile("runs/weights.pt", "results/weights.pt")
     for name, drawing in PICTURES.items():
-        cell = [cell for cell in notebook.cells if drawing in cell.source][-1]
+        (cell,) = [cell for cell in notebook.cells if drawing in cell.source]
         (png,) = [output.data["image/png"] for output in cell.outputs if "data" in output]
         Path(f"results/{name}.png").write_bytes(base64.b64decode(png))
 

@@ -138,21 +138,21 @@ def own_digits() -> str:
     )
 
 
+def _span(ratio: dict[str, float]) -> str:
+    return f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})"
+
+
 def speed() -> str:
     """The reference's loop, ours and PyTorch's example, measured in turn."""
     record = _record("benchmark")
-
-    def span(ratio: dict[str, float]) -> str:
-        return f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})"
-
     lines = ["| | reference's loop | this notebook's | ratio, median (range) |", "|---|---:|---:|---:|"]
     for title, part in (("training epoch, s", "train"), ("test pass, s", "test"), ("set-up, s", "setup")):
         seconds = record[f"{part}_seconds"]
         ours, theirs = (seconds[name]["median"] for name in ("ours", "reference"))
-        lines.append(f"| {title} | {theirs:.1f} | {ours:.1f} | {span(record['ratio'][part])} |")
+        lines.append(f"| {title} | {theirs:.1f} | {ours:.1f} | {_span(record['ratio'][part])} |")
     images, memory = record["images_a_second"], record["peak_memory_mb"]
     lines += [
-        f"| training epoch and test pass | | | {span(record['epoch_ratio'])} |",
+        f"| training epoch and test pass | | | {_span(record['epoch_ratio'])} |",
         f"| training images a second | {images['reference']:,} | {images['ours']:,} | |",
         f"| peak memory, MB | {memory['reference']:,} | {memory['ours']:,} | |",
         "",
@@ -169,11 +169,10 @@ def speed() -> str:
         "| to a run that ends above 99.4 % | epochs | minutes | ratio, median (range) |",
         "|---|---:|---:|---:|",
     ]
-    titles = dict(reference="the reference's loop", ours="this notebook's", short="this notebook's")
     for way in record["time_to_goal"]:
-        ratio = span(way["ratio"]) if way["loop"] != "reference" else ""
-        minutes = way["seconds"]["median"] / 60
-        lines.append(f"| {titles[way['loop']]}, recipe `{way['recipe']}` | {way['epochs']} | {minutes:.1f} | {ratio} |")
+        theirs, minutes = way["loop"] == "reference", way["seconds"]["median"] / 60
+        title, ratio = ("the reference's loop", "") if theirs else ("this notebook's", _span(way["ratio"]))
+        lines.append(f"| {title}, recipe `{way['recipe']}` | {way['epochs']} | {minutes:.1f} | {ratio} |")
     return "\n".join(lines)
 
 
@@ -182,9 +181,8 @@ def steps() -> str:
     record = _record("steps")
     lines = ["| step | training epoch, s | times as fast, median (range) | |", "|---|---:|---:|---|"]
     for number, step in enumerate(record["steps"]):
-        gain = f"{step['gain']['median']:.2f} ({step['gain']['min']:.2f} to {step['gain']['max']:.2f})"
-        kept = "kept" if step["kept"] else "dropped"
-        cells = [step["step"], f"{step['epoch_seconds']:.1f}", *([gain, kept] if number else ["", ""])]
+        verdict = [_span(step["gain"]), "kept" if step["kept"] else "dropped"] if number else ["", ""]
+        cells = [step["step"], f"{step['epoch_seconds']:.1f}", *verdict]
         lines.append("| " + " | ".join(cells) + " |")
     start = {step["step"]: step["start_seconds"] for step in record["steps"]}
     lines += [

@@ -9,6 +9,7 @@ minutes, most of them for what was tried and dropped; run nothing else meanwhile
 
 import argparse
 import math
+import shlex
 import statistics
 import sys
 import tempfile
@@ -121,7 +122,8 @@ def main() -> None:
             )
         )
         before = name if kept else before
-    record = dict(steps=steps, rounds=arguments.rounds, images_a_round=IMAGES, command="python experiments/steps.py")
+    command = shlex.join(["python", "experiments/steps.py", *sys.argv[1:]])
+    record = dict(steps=steps, rounds=arguments.rounds, images_a_round=IMAGES, command=command)
     utils.save_record(ROOT / "results" / "steps.json", record | utils.environment(device))
 
 
