@@ -1,4 +1,4 @@
-"""The networks: building blocks, `Net` and `SmallNet` made of them, and the receptive field read off their layers."""
+"""The networks: building blocks, `Net`, `SmallNet` and `TinyNet` of them, and the receptive field of their layers."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -109,6 +109,39 @@ class SmallNet(Classifier):
         super().__init__(blocks)
 
 
+class TinyNet(Classifier):
+    """Classifier of 28×28 grey images into ten digits, 970 parameters: it uses one convolution many times.
+
+    Takes normalised float images [B, 1, 28, 28], returns log-probabilities [B, 10]. A 3×3 convolution finds `channels`
+    features. Then one depthwise-separable convolution, a 3×3 kernel for each channel and a 1×1 convolution that mixes
+    them, is used `uses[0]` times before the second max-pooling and `uses[1]` times after it: always the same weights,
+    each time with batch normalization of its own. Counts of parameters that go through the layers one by one, as
+    torchsummary's, take these weights once for every use.
+    Sources: F. Chollet, Xception, CVPR 2017, https://arxiv.org/abs/1610.02357 (separable convolutions); R. Grimov,
+    https://github.com/ruslangrimov/mnist-minimal-model/tree/master/1936 (the same one several times)
+    """
+
+    def __init__(self, channels: int = 16, uses: tuple[int, int] = (4, 3)) -> None:
+        depthwise = nn.Conv2d(channels, channels, kernel_size=3, padding=1, groups=channels, bias=False)
+        pointwise = nn.Conv2d(channels, channels, kernel_size=1, bias=False)
+
+        def use() -> nn.Sequential:
+            return nn.Sequential(depthwise, pointwise, nn.BatchNorm2d(channels), nn.SiLU(inplace=True))
+
+        super().__init__(
+            OrderedDict(
+                conv1=conv_silu(1, channels),
+                pool1=nn.MaxPool2d(kernel_size=2),
+                uses1=nn.Sequential(*[use() for _ in range(uses[0])]),
+                pool2=nn.MaxPool2d(kernel_size=2),
+                uses2=nn.Sequential(*[use() for _ in range(uses[1])]),
+                last=nn.Sequential(
+                    nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10), nn.LogSoftmax(dim=1)
+                ),
+            )
+        )
+
+
 def receptive_field(model: nn.Module, size: int = 28) -> list[dict[str, str | int]]:
     """Receptive field of every layer that looks at more than one pixel, in the order in which `model` lists its layers.
 
@@ -127,7 +160,7 @@ def receptive_field(model: nn.Module, size: int = 28) -> list[dict[str, str | in
     """
     rows: list[dict[str, str | int]] = []
     r, n, j = 1, size, 1
-    for name, layer in model.named_modules():
+    for name, layer in model.named_modules(remove_duplicate=False):
         if isinstance(layer, nn.Flatten):
             break
         geometry = _geometry(name, layer, n)

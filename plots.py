@@ -362,3 +362,36 @@ def comparison(histories: dict[str, History], goal: float) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend()
     return figure
+
+
+@_style
+def frontier(points: dict[int, list[float]], peers: list[tuple[str, int, float]], goal: float, limit: int) -> Figure:
+    """Final accuracies (fractions) of every seed by number of parameters, their means and standard deviations.
+
+    `peers` are what others published: (name, parameters, accuracy). The corner of fewer than `limit` parameters and
+    more than the `goal` is shaded.
+    """
+    figure, (axes,) = _subplots(1, 1, 11, 6.2, "How few parameters does the goal need?")
+    label = f"the assignment: over {goal:.1%} with fewer than {limit:,}"
+    axes.fill_between([100, limit], 100 * goal, 100, color=GREEN, alpha=0.15, linewidth=0, label=label)
+    counts = sorted(points)
+    for count in counts:
+        values = 100 * np.array(points[count])
+        label = "one seed" if count == counts[0] else None
+        axes.scatter([count] * len(values), values, color=BLUE, alpha=0.4, s=25, linewidth=0, label=label)
+    means = [100 * np.mean(points[count]) for count in counts]
+    deviations = [100 * np.std(points[count], ddof=1) for count in counts]
+    style = dict(color=BLUE, marker="o", capsize=6, label="mean ± standard deviation of the seeds")
+    axes.errorbar(counts, means, deviations, **style)
+    published = [(count, 100 * accuracy) for _, count, accuracy in peers]
+    axes.scatter(*zip(*published), color=RED, marker="s", s=50, label="published by others, chosen on the test set")
+    for (name, *_), place in zip(peers, published):
+        axes.annotate(name, place, (0, -8), textcoords="offset points", color=RED, fontsize=9, ha="center", va="top")
+    lowest = min(means + [accuracy for _, accuracy in published])
+    axes.set(xscale="log", xlim=(500, 1.15 * limit), ylim=(lowest - 0.2, 99.8))
+    axes.set(xlabel="parameters (logarithmic scale)", ylabel="test accuracy after the last epoch (%)")
+    ticks = [500, 1_000, 2_000, 5_000, 10_000, 20_000]
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.minorticks_off()
+    axes.legend(loc="lower right")
+    return figure

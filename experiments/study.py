@@ -33,7 +33,7 @@ import torch.nn.functional as F  # noqa: E402
 from torch import Tensor, nn, optim  # noqa: E402
 
 import utils  # noqa: E402
-from model import Net, SmallNet  # noqa: E402
+from model import Net, SmallNet, TinyNet  # noqa: E402
 
 REFERENCE = dict(
     epochs=19,
@@ -64,6 +64,12 @@ ONE_CYCLE = dict(
 
 SMALL = ONE_CYCLE | dict(before=[8, 8], after=[16, 24, 19])
 
+
+def jittered(share: float) -> dict[str, float]:
+    """A share of the usual augmentation: the smaller a network, the less of it can it learn besides the digits."""
+    return {name: share * ONE_CYCLE[name] for name in ("max_degrees", "max_shift", "max_scale", "max_shear")}
+
+
 RECIPES: dict[str, dict] = {
     "reference": REFERENCE,
     # one ingredient changed
@@ -80,10 +86,10 @@ RECIPES: dict[str, dict] = {
     "small-37986": SMALL | dict(learning_rate=0.2, before=[16, 16], after=[32, 48, 38]),
     "small-9710": SMALL,
     "small-9710-short": SMALL | dict(epochs=6),
-    "small-9710-taught": SMALL | dict(teacher="small-37986"),
     "small-4962": SMALL | dict(before=[8, 8], after=[8, 16, 16], teacher="small-37986"),
-    "small-2914": SMALL | dict(before=[4, 8], after=[8, 10, 12], teacher="small-37986"),
-    "small-1774": SMALL | dict(before=[4, 4], after=[8, 8, 8], teacher="small-37986"),
+    "tiny-2442": ONE_CYCLE | jittered(0.7) | dict(channels=32, uses=[2, 5]),
+    "tiny-1642": ONE_CYCLE | jittered(0.5) | dict(channels=24, uses=[4, 3]),
+    "tiny-970": ONE_CYCLE | jittered(0.25) | dict(channels=16, uses=[4, 3]),
 }
 
 
@@ -100,7 +106,9 @@ def augment_bilinear(images: Tensor, zoom_probability: float, max_degrees: float
 
 def build(recipe: dict, steps_per_epoch: int):
     """(network, optimizer, scheduler, augmentation) of a recipe, as the notebook's training cell makes them."""
-    if "before" in recipe:
+    if "uses" in recipe:
+        network = TinyNet(recipe["channels"], recipe["uses"])
+    elif "before" in recipe:
         network = SmallNet(recipe["before"], recipe["after"])
     else:
         network = Net(recipe["dropout"])
@@ -158,7 +166,7 @@ def train(name: str, recipe: dict, seed: int, images: int | None, validate: bool
     scratch.mkdir(parents=True, exist_ok=True)
     checkpoint = scratch / f"{name}-{len(train_set[0])}-{seed}.pt"
     teacher = None
-    if "teacher" in recipe:
+    if recipe.get("teacher"):
         path = weights / f"{recipe['teacher']}-{len(train_set[0])}.pt"
         if not path.exists():
             raise RuntimeError(f"{path} is missing: run {recipe['teacher']}, seed 1, with the same options first")

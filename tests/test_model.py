@@ -4,11 +4,12 @@ import random
 
 import pytest
 import torch
+import torch.nn.functional as F
 from reference import COLUMNS, RECEPTIVE_FIELD, SUMMARY
 from torch import nn
 from torchsummary import summary
 
-from model import Net, SmallNet, receptive_field
+from model import Net, SmallNet, TinyNet, receptive_field
 
 
 def test_summary_is_the_references(capsys):
@@ -44,7 +45,7 @@ def test_output_is_log_probabilities():
     ids=["no channel", "colour", "32 pixels", "bytes"],
 )
 def test_wrong_input_is_named(images):
-    for network in (Net(), SmallNet()):
+    for network in (Net(), SmallNet(), TinyNet()):
         name = type(network).__name__
         with pytest.raises(ValueError, match=rf"^{name} takes float images \[B, 1, 28, 28\], got .*normalize"):
             network(images)
@@ -70,6 +71,43 @@ def test_small_networks_widths_are_its_arguments(before, after):
 def test_small_network_without_room_is_named():
     with pytest.raises(ValueError, match="7 convolutions before and 4 after the pooling leave no pixel"):
         SmallNet([4] * 7, [4] * 4)
+
+
+@pytest.mark.parametrize(("channels", "uses"), [(16, (4, 3)), (5, (1, 2)), (3, (2, 0))])
+def test_tiny_network_uses_one_convolution_many_times(channels, uses):
+    network = TinyNet(channels, uses).eval()
+    c, times = channels, sum(uses)
+    expected = (9 * c + 2 * c) + (9 * c + c * c) + times * 2 * c + (10 * c + 10)
+    assert sum(parameter.numel() for parameter in network.parameters()) == expected
+    depthwise, pointwise, *_ = network.uses1[0]
+    for index, layer in enumerate(layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)):
+        nn.init.constant_(layer.weight, 1 + index / 10)
+        nn.init.constant_(layer.running_mean, index / 10)
+    torch.manual_seed(0)
+    images = torch.randn(4, 1, 28, 28)
+    norms = iter(layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d))
+    x = F.max_pool2d(F.silu(next(norms)(network.conv1[0](images))), 2)
+    for use in range(times):
+        if use == uses[0]:
+            x = F.max_pool2d(x, 2)
+        x = F.silu(next(norms)(F.conv2d(F.conv2d(x, depthwise.weight, padding=1, groups=c), pointwise.weight)))
+    if not uses[1]:
+        x = F.max_pool2d(x, 2)
+    scores = x.mean((2, 3)) @ network.last[2].weight.T + network.last[2].bias
+    torch.testing.assert_close(network(images), scores.log_softmax(1))
+
+
+def test_receptive_field_counts_a_layer_as_often_as_it_is_used():
+    rows = receptive_field(TinyNet(4, (2, 1)))
+    assert [(row["layer"], row["r_out"], row["n_out"]) for row in rows] == [
+        ("conv1", 3, 26),
+        ("pool1", 4, 13),
+        ("uses1.0.0", 8, 13),
+        ("uses1.1.0", 12, 13),
+        ("pool2", 14, 6),
+        ("uses2", 22, 6),
+        ("last", 42, 1),
+    ]
 
 
 def test_receptive_field_table_is_the_references():

@@ -64,14 +64,21 @@ def test_validation_holds_out_the_last_training_images(tmp_path, mnist):
 
 def test_a_taught_network_needs_its_teacher(tmp_path):
     command = [sys.executable, "experiments/study.py", "--seeds", "1", "--images", "300", "--epochs", "2", "--output"]
-    early = subprocess.run([*command, tmp_path, "small-9710-taught"], capture_output=True, text=True)
+    early = subprocess.run([*command, tmp_path, "small-4962"], capture_output=True, text=True)
     weights = tmp_path / "teachers" / "small-37986-300.pt"
     assert early.returncode != 0 and f"{weights} is missing: run small-37986, seed 1" in early.stderr
-    for recipe in ("small-37986", "small-9710-taught", "small-9710"):
-        subprocess.run([*command, tmp_path, recipe], check=True, stdout=subprocess.DEVNULL)
-    (taught,), (alone,) = (utils.load_records(tmp_path / name) for name in ("small-9710-taught", "small-9710"))
+    for recipe in (["small-37986"], ["small-4962"], ["small-4962", "--set", "teacher=None"]):
+        subprocess.run([*command, tmp_path, *recipe], check=True, stdout=subprocess.DEVNULL)
+    names = ("small-4962", "small-4962+teacher=None")
+    (taught,), (alone,) = (utils.load_records(tmp_path / name) for name in names)
     assert taught["history"]["test_loss"] != alone["history"]["test_loss"]
-    assert taught["parameters"] == alone["parameters"] == 9_710
+    assert taught["parameters"] == alone["parameters"] == 4_962
+
+
+@pytest.mark.parametrize("recipe", [name for name in study.RECIPES if name.startswith(("small-", "tiny-"))])
+def test_small_recipes_are_named_after_their_parameters(recipe):
+    network, *_ = study.build(study.RECIPES[recipe], 1)
+    assert sum(parameter.numel() for parameter in network.parameters()) == int(recipe.split("-")[1])
 
 
 def test_other_hyperparameters_do_not_mix_with_recorded_runs(tmp_path):
