@@ -91,6 +91,25 @@ def ingredients() -> str:
     )
 
 
+def frontier() -> str:
+    """Accuracy by parameters, the larger networks first: our small networks, and those that others published."""
+    rows = []
+    for peer in _record("peers")["peers"]:
+        source = f"[{peer['source']}]({peer['url']})"
+        rows.append((peer["parameters"], source, peer["runs"], f"{100 * peer['accuracy']:.2f} %", peer["training"]))
+    for path in (ROOT / "results" / "runs").iterdir():
+        if path.name.startswith(("small-9710", "small-4962", "tiny-")):
+            records, final, numbers = _final(path.name)
+            epochs, teacher = (records[0]["hyperparameters"].get(key) for key in ("epochs", "teacher"))
+            training = f"{epochs} epochs" + (f", taught by `{teacher}`" if teacher else "")
+            accuracy, runs = numbers.split(" | ")[0], f"all of {len(final)} seeds"
+            rows.append((records[0]["parameters"], f"`{path.name}`", runs, accuracy, training))
+    lines = ["| parameters | network | runs | test accuracy | training |", "|---:|---|---|---:|---|"]
+    for parameters, *cells in sorted(rows, reverse=True):
+        lines.append("| " + " | ".join([f"{parameters:,}", *cells]) + " |")
+    return "\n".join(lines)
+
+
 def trials() -> str:
     """Every trial on the held-out training images, those of equal length together, the lowest loss first."""
     rows = []
@@ -195,7 +214,7 @@ def steps() -> str:
 
 def updated(text: str) -> str:
     """README's text with every table made anew."""
-    for table in (notebook, seeds, ingredients, trials, kills, own_digits, speed, steps):
+    for table in (notebook, seeds, frontier, ingredients, trials, kills, own_digits, speed, steps):
         block = f"<!-- {table.__name__} -->\n{table()}\n<!-- end -->"
         pattern = rf"<!-- {table.__name__} -->\n.*?\n<!-- end -->"
         text, count = re.subn(pattern, block.replace("\\", r"\\"), text, flags=re.S)
