@@ -49,12 +49,16 @@ INGREDIENTS = {  # recipe: what it changes in the reference recipe
 }
 
 
+def _mean(final: list[float]) -> str:
+    spread = f" ± {statistics.stdev(final):.3f}" if len(final) > 1 else ""
+    return f"{statistics.mean(final):.3f}{spread} %"
+
+
 def _final(folder: str) -> tuple[list[dict], list[float], str]:
     """The records of a recipe, their final accuracies in %, and these as mean ± sd, min and max."""
     records = utils.load_records(ROOT / "results" / "runs" / folder)
     final = [100 * record["history"]["test_accuracy"][-1] for record in records]
-    spread = f" ± {statistics.stdev(final):.3f}" if len(final) > 1 else ""
-    return records, final, f"{statistics.mean(final):.3f}{spread} % | {min(final):.2f} % | {max(final):.2f} %"
+    return records, final, f"{_mean(final)} | {min(final):.2f} % | {max(final):.2f} %"
 
 
 def seeds() -> str:
@@ -99,11 +103,11 @@ def frontier() -> str:
         rows.append((peer["parameters"], source, peer["runs"], f"{100 * peer['accuracy']:.2f} %", peer["training"]))
     for path in (ROOT / "results" / "runs").iterdir():
         if path.name.startswith(("small-9710", "small-4962", "tiny-")):
-            records, final, numbers = _final(path.name)
+            records, final, _ = _final(path.name)
             epochs, teacher = (records[0]["hyperparameters"].get(key) for key in ("epochs", "teacher"))
             training = f"{epochs} epochs" + (f", taught by `{teacher}`" if teacher else "")
-            accuracy, runs = numbers.split(" | ")[0], f"all of {len(final)} seeds"
-            rows.append((records[0]["parameters"], f"`{path.name}`", runs, accuracy, training))
+            runs = f"all of {len(final)} seeds"
+            rows.append((records[0]["parameters"], f"`{path.name}`", runs, _mean(final), training))
     lines = ["| parameters | network | runs | test accuracy | training |", "|---:|---|---|---:|---|"]
     for parameters, *cells in sorted(rows, reverse=True):
         lines.append("| " + " | ".join([f"{parameters:,}", *cells]) + " |")

@@ -47,7 +47,14 @@ REFERENCE = dict(
     max_degrees=15,  # rotation, either way
 )
 
-ONE_CYCLE = dict(
+JITTER = dict(
+    max_degrees=10,  # rotation, either way
+    max_shift=1,  # pixels along both axes
+    max_scale=0.05,  # change of size along both axes
+    max_shear=0.05,
+)
+
+ONE_CYCLE = JITTER | dict(
     epochs=19,
     batch_size=64,  # images
     learning_rate=0.4,  # at the peak: the rate rises linearly from 0 and falls linearly back to it
@@ -56,10 +63,6 @@ ONE_CYCLE = dict(
     nesterov=True,
     weight_decay=1e-4,  # of the kernels; batch normalization and biases have none
     dropout=0.0,
-    max_degrees=10,  # rotation, either way
-    max_shift=1,  # pixels along both axes
-    max_scale=0.05,  # change of size along both axes
-    max_shear=0.05,
 )
 
 SMALL = ONE_CYCLE | dict(before=[8, 8], after=[16, 24, 19])
@@ -67,7 +70,7 @@ SMALL = ONE_CYCLE | dict(before=[8, 8], after=[16, 24, 19])
 
 def jittered(share: float) -> dict[str, float]:
     """A share of the usual augmentation: the smaller a network, the less of it can it learn besides the digits."""
-    return {name: share * ONE_CYCLE[name] for name in ("max_degrees", "max_shift", "max_scale", "max_shear")}
+    return {name: share * amount for name, amount in JITTER.items()}
 
 
 RECIPES: dict[str, dict] = {
@@ -129,7 +132,7 @@ def build(recipe: dict, steps_per_epoch: int):
         cycle = dict(pct_start=recipe["rise"], anneal_strategy="linear", cycle_momentum=False)
         steps = recipe["epochs"] * steps_per_epoch
         scheduler = optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, div_factor=100, final_div_factor=1e4, **cycle)
-        amounts = {name: recipe[name] for name in ("max_degrees", "max_shift", "max_scale", "max_shear")}
+        amounts = {name: recipe[name] for name in JITTER}
         augment = functools.partial(utils.jitter, **amounts)
     else:
         scheduler = optim.lr_scheduler.StepLR(optimizer, recipe["step_size"] * steps_per_epoch, recipe["gamma"])
