@@ -82,6 +82,16 @@ def conv_silu(in_channels: int, out_channels: int) -> nn.Sequential:
     )
 
 
+def head(in_channels: int, classes: int) -> nn.Sequential:
+    """Global average pooling, then a linear layer: one score a class, as log-probabilities."""
+    return nn.Sequential(
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(in_channels, classes),
+        nn.LogSoftmax(dim=1),
+    )
+
+
 class SmallNet(Classifier):
     """Classifier of 28×28 grey images into ten digits whose parameters are where they pay: 9,710, as it stands.
 
@@ -103,9 +113,7 @@ class SmallNet(Classifier):
         for width in after:
             blocks[f"conv{len(blocks)}"] = conv_silu(channels, width)
             channels = width
-        blocks["last"] = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10), nn.LogSoftmax(dim=1)
-        )
+        blocks["last"] = head(channels, 10)
         super().__init__(blocks)
 
 
@@ -135,9 +143,7 @@ class TinyNet(Classifier):
                 uses1=nn.Sequential(*[use() for _ in range(uses[0])]),
                 pool2=nn.MaxPool2d(kernel_size=2),
                 uses2=nn.Sequential(*[use() for _ in range(uses[1])]),
-                last=nn.Sequential(
-                    nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10), nn.LogSoftmax(dim=1)
-                ),
+                last=head(channels, 10),
             )
         )
 
