@@ -29,6 +29,7 @@ PICTURES = {  # that README shows, and what stands in the cells that draw them
     "comparison": "plots.comparison(",
     "seeds": "plots.seeds(finals | ",
     "ingredients": "plots.seeds(accuracies",
+    "frontier": "plots.frontier(",
 }
 
 
