@@ -90,6 +90,7 @@ RECIPES: dict[str, dict] = {
     "small-9710": SMALL,
     "small-9710-short": SMALL | dict(epochs=6),
     "small-4962": SMALL | dict(before=[8, 8], after=[8, 16, 16], teacher="small-37986"),
+    "tiny-2890": ONE_CYCLE | jittered(0.6) | dict(channels=36, uses=[4, 3]),
     "tiny-2442": ONE_CYCLE | jittered(0.7) | dict(channels=32, uses=[2, 5]),
     "tiny-1642": ONE_CYCLE | jittered(0.5) | dict(channels=24, uses=[4, 3]),
     "tiny-970": ONE_CYCLE | jittered(0.25) | dict(channels=16, uses=[4, 3]),
