@@ -1,8 +1,10 @@
-"""The networks: building blocks, `Net`, `SmallNet` and `TinyNet` of them, and the receptive field of their layers."""
+"""The networks: building blocks, `Net`, `SmallNet` and `TinyNet` of them, `Upright`, and layers' receptive fields."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -37,16 +39,21 @@ def last(in_channels: int, classes: int, size: int) -> nn.Sequential:
     )
 
 
+def _check(network: nn.Module, images: Tensor) -> None:
+    """`ValueError` unless `images`, which `network` is given, are float [B, 1, 28, 28]."""
+    if images.ndim != 4 or images.shape[1:] != (1, 28, 28) or not images.is_floating_point():
+        raise ValueError(
+            f"{type(network).__name__} takes float images [B, 1, 28, 28], got {images.dtype} {list(images.shape)}; "
+            "utils.normalize makes them from uint8 [B, 28, 28]"
+        )
+
+
 class Classifier(nn.Sequential):
     """Layers in a row that turn normalised float images [B, 1, 28, 28] into log-probabilities [B, 10]."""
 
     def forward(self, images: Tensor) -> Tensor:
         """Log-probabilities [B, 10] of float `images` [B, 1, 28, 28]; `ValueError` for any other shape or type."""
-        if images.ndim != 4 or images.shape[1:] != (1, 28, 28) or not images.is_floating_point():
-            raise ValueError(
-                f"{type(self).__name__} takes float images [B, 1, 28, 28], got {images.dtype} {list(images.shape)}; "
-                "utils.normalize makes them from uint8 [B, 28, 28]"
-            )
+        _check(self, images)
         return super().forward(images)
 
 
@@ -146,6 +153,36 @@ class TinyNet(Classifier):
                 last=head(channels, 10),
             )
         )
+
+
+class Upright(nn.Module):
+    """Sets slanted digits upright, moves them to the middle and enlarges them `zoom` times; has no parameters.
+
+    Takes and returns float images [B, 1, 28, 28] of any range; ink is what exceeds an image's smallest value. The slant
+    is how far the ink moves aside from one row to the next, covariance(x, y) / variance(y), and is undone by shifting
+    the rows, with linear interpolation. An image without ink stays as it is.
+    Source: Y. LeCun et al., Gradient-Based Learning Applied to Document Recognition, Proceedings of the IEEE 1998,
+    http://yann.lecun.com/exdb/publis/pdf/lecun-98.pdf ("deslanting", there for classifiers that are not convolutional)
+    """
+
+    def __init__(self, zoom: float = 1.0) -> None:
+        super().__init__()
+        self.zoom = zoom
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images as upright as their ink can be; `ValueError` for any other shape or type."""
+        _check(self, images)
+        place = (torch.arange(28, device=images.device) - 13.5) / 14  # of a row's or column's middle, from -1 to 1
+        lightest = images.amin((1, 2, 3), keepdim=True)
+        ink = images - lightest
+        share = ink[:, 0] / ink.sum((2, 3)).clamp(min=1e-6).unsqueeze(2)
+        rows, columns = share.sum(2), share.sum(1)
+        x, y = columns @ place, rows @ place
+        slant = (share @ place @ place - x * y) / (rows @ place.square() - y.square()).clamp(min=1e-6)
+        step, zero = torch.full_like(x, 1 / self.zoom), torch.zeros_like(x)
+        matrix = torch.stack([step, step * slant, x, zero, step, y], dim=1).view(-1, 2, 3)
+        grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
+        return F.grid_sample(ink, grid, align_corners=False) + lightest
 
 
 def receptive_field(model: nn.Module, size: int = 28) -> list[dict[str, str | int]]:

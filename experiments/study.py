@@ -33,7 +33,7 @@ import torch.nn.functional as F  # noqa: E402
 from torch import Tensor, nn, optim  # noqa: E402
 
 import utils  # noqa: E402
-from model import Net, SmallNet, TinyNet  # noqa: E402
+from model import Net, SmallNet, TinyNet, Upright  # noqa: E402
 
 REFERENCE = dict(
     epochs=19,
@@ -94,6 +94,7 @@ RECIPES: dict[str, dict] = {
     "tiny-2442": ONE_CYCLE | jittered(0.7) | dict(channels=32, uses=[2, 5]),
     "tiny-1642": ONE_CYCLE | jittered(0.5) | dict(channels=24, uses=[4, 3]),
     "tiny-970": ONE_CYCLE | jittered(0.25) | dict(channels=16, uses=[4, 3]),
+    "tiny-970-upright": ONE_CYCLE | jittered(0.25) | dict(channels=16, uses=[4, 3], zoom=1.2),
 }
 
 
@@ -123,6 +124,8 @@ def build(recipe: dict, steps_per_epoch: int):
                     block[place] = nn.Identity()
     if not recipe.get("pooling", True):
         network.tran2 = nn.Sequential(network.tran2[0], nn.Flatten(), nn.Linear(250, 10), nn.LogSoftmax(dim=1))
+    if "zoom" in recipe:
+        network = nn.Sequential(Upright(recipe["zoom"]), network)
     network = network.to(memory_format=torch.channels_last)
     kernels = [parameter for parameter in network.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in network.parameters() if parameter.ndim == 1]

@@ -2,14 +2,17 @@
 
 import random
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from reference import COLUMNS, RECEPTIVE_FIELD, SUMMARY
 from torch import nn
 from torchsummary import summary
+from torchvision import transforms
 
-from model import Net, SmallNet, TinyNet, receptive_field
+import utils
+from model import Net, SmallNet, TinyNet, Upright, receptive_field
 
 
 def test_summary_is_the_references(capsys):
@@ -45,7 +48,7 @@ def test_output_is_log_probabilities():
     ids=["no channel", "colour", "32 pixels", "bytes"],
 )
 def test_wrong_input_is_named(images):
-    for network in (Net(), SmallNet(), TinyNet()):
+    for network in (Net(), SmallNet(), TinyNet(), Upright()):
         name = type(network).__name__
         with pytest.raises(ValueError, match=rf"^{name} takes float images \[B, 1, 28, 28\], got .*normalize"):
             network(images)
@@ -95,6 +98,39 @@ def test_tiny_network_uses_one_convolution_many_times(channels, uses):
         x = F.max_pool2d(x, 2)
     scores = x.mean((2, 3)) @ network.last[2].weight.T + network.last[2].bias
     torch.testing.assert_close(network(images), scores.log_softmax(1))
+
+
+def test_upright_makes_a_diagonal_vertical():
+    images = torch.full((1, 1, 28, 28), -0.4)
+    for row in range(9, 19):
+        images[0, 0, row, row + 3 : row + 5] = 2.0
+    expected = torch.full((28, 28), -0.4)
+    expected[9:19, 13:15] = 2.0
+    torch.testing.assert_close(Upright()(images)[0, 0], expected)
+
+
+def test_upright_digits_lean_no_more_and_stand_in_the_middle():
+    images, _ = utils.load_mnist("data", "cpu")[1]
+    ink = Upright()(utils.normalize(images[:100])).numpy() * 0.3081 + 0.1307
+    row, column = np.mgrid[:28, :28]
+    for image in ink[:, 0]:
+        y, x = np.average(row, weights=image), np.average(column, weights=image)
+        (_, covariance), (_, variance) = np.cov(np.stack([column, row]).reshape(2, -1), aweights=image.ravel())
+        assert abs(x - 13.5) < 0.25 and abs(y - 13.5) < 0.25
+        assert abs(covariance / variance) < 0.05
+
+
+def test_upright_enlarges_as_torchvision_does():
+    images = torch.zeros(1, 1, 28, 28)
+    images[0, 0, 8:20, 12:16] = 1.0
+    bilinear = transforms.InterpolationMode.BILINEAR
+    expected = transforms.functional.affine(images, 0, [0, 0], 1.2, [0, 0], interpolation=bilinear)
+    torch.testing.assert_close(Upright(1.2)(images), expected)
+
+
+def test_upright_leaves_an_empty_image_empty():
+    images = torch.full((2, 1, 28, 28), -0.4)
+    assert torch.equal(Upright(1.2)(images), images)
 
 
 def test_receptive_field_counts_a_layer_as_often_as_it_is_used():
