@@ -115,6 +115,17 @@ def augmentations(image: Tensor, variants: Tensor) -> Figure:
 
 
 @_style
+def upright(before: Tensor, after: Tensor) -> Figure:
+    """Images (float [B, 1, 28, 28]) in one row, and below each what `model.Upright` makes of it."""
+    count = len(before)
+    figure, (axes,) = _subplots(1, 1, 11, 2.4, "Test digits as they were written, and set upright")
+    axes.imshow(_tiles(torch.cat([before, after])[:, 0], count), cmap="gray_r")
+    _grid_lines(axes, 2 * count, count)
+    axes.set_yticks([13.5, 41.5], ["written", "upright"])
+    return figure
+
+
+@_style
 def receptive_field(image: Tensor, table: list[dict[str, str | int]]) -> Figure:
     """For each row of `model.receptive_field`, the part of `image` [28, 28] that the layer's middle unit sees."""
     columns = min(len(table), 4)

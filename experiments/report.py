@@ -104,8 +104,9 @@ def frontier() -> str:
     for path in (ROOT / "results" / "runs").iterdir():
         if path.name.startswith(("small-9710", "small-4962", "tiny-")):
             records, final, _ = _final(path.name)
-            epochs, teacher = (records[0]["hyperparameters"].get(key) for key in ("epochs", "teacher"))
+            epochs, teacher, zoom = (records[0]["hyperparameters"].get(key) for key in ("epochs", "teacher", "zoom"))
             training = f"{epochs} epochs" + (f", taught by `{teacher}`" if teacher else "")
+            training += ", digits set upright" if zoom else ""
             runs = f"all of {len(final)} seeds"
             rows.append((records[0]["parameters"], f"`{path.name}`", runs, _mean(final), training))
     lines = ["| parameters | network | runs | test accuracy | training |", "|---:|---|---|---:|---|"]

@@ -230,6 +230,16 @@ def test_seeds_show_every_run_its_mean_and_interval():
     assert any("99.57%" in line.get_label() for line in axes.lines)
 
 
+def test_upright_shows_each_image_above_its_upright_self():
+    before, after = torch.rand(2, 5, 1, 28, 28)
+    figure = plots.upright(before, after)
+    (sheet,) = images_of(figure)
+    assert sheet.shape == (2 * 28, 5 * 28)
+    np.testing.assert_array_equal(sheet[:28, 56:84], before[2, 0])
+    np.testing.assert_array_equal(sheet[28:, 56:84], after[2, 0])
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["written", "upright"]
+
+
 def test_frontier_shows_every_seed_the_means_the_peers_and_the_corner():
     points = {9_000: [0.995, 0.996, 0.997], 1_000: [0.98, 0.99]}
     figure = plots.frontier(points, [("somebody", 4_000, 0.991)], goal=0.994, limit=20_000)
