@@ -172,7 +172,8 @@ class Upright(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images as upright as their ink can be; `ValueError` for any other shape or type."""
         _check(self, images)
-        place = (torch.arange(28, device=images.device) - 13.5) / 14  # of a row's or column's middle, from -1 to 1
+        # The middles of 28 rows or columns, from -1 to 1.
+        place = (torch.arange(28, dtype=images.dtype, device=images.device) - 13.5) / 14
         lightest = images.amin((1, 2, 3), keepdim=True)
         ink = images - lightest
         share = ink[:, 0] / ink.sum((2, 3)).clamp(min=1e-6).unsqueeze(2)

@@ -100,11 +100,12 @@ def test_tiny_network_uses_one_convolution_many_times(channels, uses):
     torch.testing.assert_close(network(images), scores.log_softmax(1))
 
 
-def test_upright_makes_a_diagonal_vertical():
-    images = torch.full((1, 1, 28, 28), -0.4)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_upright_makes_a_diagonal_vertical(dtype):
+    images = torch.full((1, 1, 28, 28), -0.4, dtype=dtype)
     for row in range(9, 19):
         images[0, 0, row, row + 3 : row + 5] = 2.0
-    expected = torch.full((28, 28), -0.4)
+    expected = torch.full((28, 28), -0.4, dtype=dtype)
     expected[9:19, 13:15] = 2.0
     torch.testing.assert_close(Upright()(images)[0, 0], expected)
 
