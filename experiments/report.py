@@ -146,8 +146,8 @@ def kills() -> str:
     verdict = "equal" if record["equal_to_the_uninterrupted_run"] else "NOT EQUAL"
     return (
         f"Recorded: **{record['kills']} kills** by SIGKILL, {record['kills_while_writing']} of them in the middle of "
-        f"writing the checkpoint; **{record['lost_epochs']} lost epochs**; {record['runs_compared']} resumed runs "
-        f"{verdict} bit for bit to the one that nobody killed."
+        f"writing the checkpoint; **{record['lost_epochs']} lost epochs**; resumed runs "
+        f"compared with the one that nobody killed: {record['runs_compared']}, {verdict} bit for bit."
     )
 
 
