@@ -1,4 +1,4 @@
-"""The notebook's pictures. Each function draws one and returns its matplotlib figure; none computes a result.
+"""The notebooks' pictures. Each function draws one and returns its matplotlib figure; none computes a result.
 
 Colours are Okabe and Ito's, which colour-blind readers can tell apart (https://jfly.uni-koeln.de/color).
 """
@@ -115,13 +115,13 @@ def augmentations(image: Tensor, variants: Tensor) -> Figure:
 
 
 @_style
-def upright(before: Tensor, after: Tensor) -> Figure:
-    """Images (float [B, 1, 28, 28]) in one row, and below each what `model.Upright` makes of it."""
+def deskewing(before: Tensor, after: Tensor) -> Figure:
+    """Images (float [B, 1, 28, 28]) in one row, and below each what `networks.Deskew` makes of it."""
     count = len(before)
-    figure, (axes,) = _subplots(1, 1, 11, 2.4, "Test digits as they were written, and set upright")
+    figure, (axes,) = _subplots(1, 1, 11, 2.4, "Test digits as they were written, and deskewed")
     axes.imshow(_tiles(torch.cat([before, after])[:, 0], count), cmap="gray_r")
     _grid_lines(axes, 2 * count, count)
-    axes.set_yticks([13.5, 41.5], ["written", "upright"])
+    axes.set_yticks([13.5, 41.5], ["written", "deskewed"])
     return figure
 
 
@@ -147,7 +147,7 @@ def receptive_field(image: Tensor, table: list[dict[str, str | int]]) -> Figure:
 @_style
 def curves(history: History, goal: float) -> Figure:
     """Loss and accuracy of every epoch, train and test, with the `goal` (a fraction) and the learning-rate drops."""
-    if not history:
+    if not history.get("test_loss"):
         raise ValueError("the history is empty: no epoch was completed, so there are no curves to draw")
     figure, (loss, accuracy) = _subplots(1, 2, 12, 4.6, "Training and test, epoch by epoch")
     epochs = range(1, len(history["test_loss"]) + 1)
@@ -247,38 +247,42 @@ def confusion_matrix(labels: Tensor, log_probabilities: Tensor) -> Figure:
 @_style
 def class_accuracy(labels: Tensor, log_probabilities: Tensor) -> Figure:
     """Accuracy of each class with its 95 % Wilson interval, and of all of them together."""
-    hits = (log_probabilities.argmax(1) == labels).float()
+    correct = (log_probabilities.argmax(1) == labels).float()
     figure, (axes,) = _subplots(1, 1, 9, 4.2, "Test accuracy of each class")
     for digit in range(10):
-        chosen = hits[labels == digit]
+        chosen = correct[labels == digit]
         if len(chosen) == 0:
             continue
-        right, n = int(chosen.sum()), len(chosen)
-        accuracy, interval = right / n, stats.binomtest(right, n).proportion_ci(method="wilson")
+        k, n = int(chosen.sum()), len(chosen)
+        accuracy, interval = k / n, stats.binomtest(k, n).proportion_ci(method="wilson")
         whiskers = [[100 * (accuracy - interval.low)], [100 * (interval.high - accuracy)]]
         axes.errorbar(digit, 100 * accuracy, whiskers, fmt="o", color=BLUE, capsize=4, markersize=7)
-        axes.annotate(f"{n - right} wrong", (digit, 100 * accuracy), (8, 3), textcoords="offset points", fontsize=9)
-    axes.axhline(100 * hits.mean().item(), color=GREY, linestyle="--", label=f"all classes: {hits.mean().item():.2%}")
-    axes.errorbar([], [], [], fmt="o", color=BLUE, capsize=4, label="one class, with its 95 % interval")
+        axes.annotate(f"{n - k} wrong", (digit, 100 * accuracy), (8, 3), textcoords="offset points", fontsize=9)
+    mean = correct.mean().item()
+    axes.axhline(100 * mean, color=GREY, linestyle="--", label=f"all classes: {mean:.2%}")
+    axes.errorbar([], [], [], fmt="o", color=BLUE, capsize=4, label="one class, with its 95 % Wilson interval")
     axes.set(xlabel="digit", ylabel="accuracy (%)", xticks=range(10), xlim=(-0.5, 9.8))
     axes.legend(loc="lower left")
     return figure
 
 
 @_style
-def reliability(labels: Tensor, log_probabilities: Tensor) -> Figure:
-    """Accuracy of the images within each tenth of confidence, against that confidence; and how many they are."""
+def calibration(labels: Tensor, log_probabilities: Tensor) -> Figure:
+    """Reliability diagram: accuracy in each of ten bins of confidence against the bin's mean confidence, and counts.
+
+    Source: C. Guo et al., On Calibration of Modern Neural Networks, ICML 2017, https://arxiv.org/abs/1706.04599
+    """
     confidence, guesses = log_probabilities.exp().max(1)
-    hits = (guesses == labels).float()
-    tenths = (confidence * 10).long().clamp(max=9)
-    figure, (above, below) = _subplots(2, 1, 7, 6.5, "Is the confidence deserved?")
-    above.plot([0, 100], [0, 100], color=GREY, linestyle="--", label="confidence = accuracy")
+    correct = (guesses == labels).float()
+    bins = (confidence * 10).long().clamp(max=9)
+    figure, (above, below) = _subplots(2, 1, 7, 6.5, "Calibration")
+    above.plot([0, 100], [0, 100], color=GREY, linestyle="--", label="perfectly calibrated")
     points = [
-        (100 * confidence[chosen].mean().item(), 100 * hits[chosen].mean().item())
-        for chosen in (tenths == tenth for tenth in range(10))
+        (100 * confidence[chosen].mean().item(), 100 * correct[chosen].mean().item())
+        for chosen in (bins == number for number in range(10))
         if chosen.any()
     ]
-    above.plot(*zip(*points), color=BLUE, marker="o", label="test images, by tenths of confidence")
+    above.plot(*zip(*points), color=BLUE, marker="o", label="test images, in ten bins")
     above.set(xlim=(0, 102), ylim=(0, 105), xlabel="confidence (%)", ylabel="accuracy (%)")
     above.legend(loc="upper left")
     below.hist(100 * confidence.cpu().numpy(), bins=range(0, 101, 10), color=BLUE, edgecolor="white")
@@ -288,8 +292,8 @@ def reliability(labels: Tensor, log_probabilities: Tensor) -> Figure:
 
 @_style
 def feature_maps(image: Tensor, maps: dict[str, Tensor]) -> Figure:
-    """The first eight channels ([C, H, W]) that each layer makes of one `image`, the image first; light is strong."""
-    figure, axes = _subplots(len(maps), 9, 11, 1.28 * len(maps) + 0.6, "What each layer keeps of one digit")
+    """The first eight feature maps (of [C, H, W]) of each block for one `image`, the image first; light is strong."""
+    figure, axes = _subplots(len(maps), 9, 11, 1.28 * len(maps) + 0.6, "Feature maps of one digit")
     for panel in axes:
         panel.set_axis_off()
     for number, (name, channels) in enumerate(maps.items()):
@@ -303,9 +307,9 @@ def feature_maps(image: Tensor, maps: dict[str, Tensor]) -> Figure:
 
 
 @_style
-def limits(accuracies: dict[str, dict[float, float]], trained: dict[str, tuple[float, float]]) -> Figure:
-    """Test accuracy (fractions) against the strength of each disturbance; the range that training saw is shaded."""
-    figure, axes = _subplots(1, len(accuracies), 12, 4, "How far from the training images can a test image be?")
+def robustness(accuracies: dict[str, dict[float, float]], trained: dict[str, tuple[float, float]]) -> Figure:
+    """Test accuracy (fractions) against the strength of each corruption; the range that training saw is shaded."""
+    figure, axes = _subplots(1, len(accuracies), 12, 4, "Robustness: test accuracy under corruptions")
     for panel, (name, results) in zip(axes, accuracies.items()):
         panel.axvspan(*trained[name], color=GREEN, alpha=0.15, label="seen in training")
         values = [100 * accuracy for accuracy in results.values()]
@@ -332,14 +336,14 @@ def reading(image: Tensor, probabilities: Tensor) -> Figure:
 @_style
 def seeds(accuracies: dict[str, list[float]], reference: float) -> Figure:
     """Final accuracies (fractions) of each recipe's seeds, their mean and its 95 % interval; `reference` is a line."""
-    figure, (axes,) = _subplots(1, 1, 10, 1.6 + 0.8 * len(accuracies), "Final test accuracy: one point a seed")
+    figure, (axes,) = _subplots(1, 1, 10, 1.6 + 0.8 * len(accuracies), "Final test accuracy, one point per seed")
     for row, values in enumerate(accuracies.values()):
         points = 100 * np.array(values)
-        twins = [int(np.isclose(points[:i], point).sum()) for i, point in enumerate(points)]
-        lifted = row - 0.15 * np.array(twins)  # so that equal values do not hide each other
-        axes.scatter(points, lifted, color=BLUE, alpha=0.7, s=45, label="one seed" if row == 0 else None, zorder=2)
+        equal_before = [int(np.isclose(points[:i], point).sum()) for i, point in enumerate(points)]
+        raised = row - 0.15 * np.array(equal_before)  # so that equal values do not hide each other
+        axes.scatter(points, raised, color=BLUE, alpha=0.7, s=45, label="one seed" if row == 0 else None, zorder=2)
         half = stats.t.ppf(0.975, len(points) - 1) * stats.sem(points) if len(points) > 1 else 0
-        label = "mean with its 95 % interval" if row == 0 else None
+        label = "mean with its 95 % confidence interval" if row == 0 else None
         style = dict(color=RED, markersize=13, markeredgewidth=2.5, capsize=6, elinewidth=2.5, zorder=3)
         axes.errorbar(points.mean(), row + 0.32, xerr=half, fmt="|", label=label, **style)
     label = f"the reference solution's one seed: {reference:.2%}"
@@ -355,7 +359,7 @@ def seeds(accuracies: dict[str, list[float]], reference: float) -> Figure:
 @_style
 def comparison(histories: dict[str, History], goal: float) -> Figure:
     """Learning rate, test loss and test accuracy of every epoch of two runs, with the `goal` (a fraction)."""
-    figure, (rate, loss, accuracy) = _subplots(1, 3, 14, 4.6, "Two ways to train the same network, epoch by epoch")
+    figure, (rate, loss, accuracy) = _subplots(1, 3, 14, 4.6, "Two recipes for the same network, epoch by epoch")
     for (name, history), colour, marker in zip(histories.items(), (BLUE, RED), ("o", "s")):
         epochs = range(1, len(history["test_loss"]) + 1)
         style = dict(color=colour, marker=marker, markersize=5, label=name)

@@ -1,44 +1,35 @@
 """Kill a training with SIGKILL again and again, resume it each time, compare with the run that nobody killed.
 
-    python experiments/kills.py
+    python -m experiments.kills
 
-Trains on 512 real images for 12 epochs. Every child goes on from the checkpoint that its killed predecessor left: 18
+Trains on 512 real images for 12 epochs. Every child resumes from the checkpoint that its killed predecessor left: 18
 are killed at random moments, 6 while they write the checkpoint (before its first byte, half-way, just before it is
 moved into place). Records the counts in results/kills.json. Takes about a minute.
 """
 
 import argparse
-import math
 import os
 import random
 import signal
-import sys
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import torch
 
-import torch  # noqa: E402
-from torch import optim  # noqa: E402
+import storage
+import utils
+from experiments import ROOT
+from experiments.recipes import REFERENCE
 
-os.environ["TQDM_DISABLE"] = "1"  # the children's bars would overwrite each other
-
-import utils  # noqa: E402
-from model import Net  # noqa: E402
-
-EPOCHS, BATCH_SIZE = 12, 128
+EPOCHS = 12
 RANDOM_KILLS, WRITING_KILLS = 18, 6
 
 
-def train(path: Path | None, data: tuple) -> tuple[Net, utils.History]:
+def train(path: Path | None, data: tuple) -> tuple[torch.nn.Module, utils.History]:
     torch.manual_seed(1)
-    model = Net(dropout=0.1).to(memory_format=torch.channels_last)
-    optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    scheduler = optim.lr_scheduler.StepLR(optimizer, 8 * math.ceil(len(data[0][0]) / BATCH_SIZE), gamma=0.1)
-    augment = partial(utils.augment, zoom_probability=0.1, max_degrees=15)
-    return model, utils.fit(model, optimizer, scheduler, *data, EPOCHS, BATCH_SIZE, augment, checkpoint=path)
+    run = REFERENCE.changed("", epochs=EPOCHS, step_size=8, learning_rate=0.1, dropout=0.1).build(len(data[0][0]))
+    return run.model, utils.fit(run, *data, checkpoint=path)
 
 
 def die_while_writing(moment: str) -> None:
@@ -68,10 +59,13 @@ def completed(path: Path) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", default="results/kills.json", help="file for the record (default: %(default)s)")
+    parser.add_argument(
+        "--output", default=ROOT / "results/kills.json", help="file for the record (default: %(default)s)"
+    )
     arguments = parser.parse_args()
+    os.environ["TQDM_DISABLE"] = "1"  # the children's bars would overwrite each other
     torch.set_num_threads(1)  # a process with worker threads must not fork
-    (images, labels), (test_images, test_labels) = utils.load_mnist("data", "cpu")
+    (images, labels), (test_images, test_labels) = utils.load_mnist(ROOT / "data", "cpu")
     data = (images[:512], labels[:512]), (test_images[:200], test_labels[:200])
 
     start = time.perf_counter()
@@ -92,7 +86,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.pt"
         for number, moment in enumerate(kills, start=1):
-            if completed(path) >= EPOCHS - 2:  # nearly finished: compare its end, then begin the next run
+            if completed(path) >= EPOCHS - 2:  # nearly finished: compare its end, then start the next run
                 comparisons.append(same_as_unkilled(path))
             before = completed(path)
             child = os.fork()
@@ -117,9 +111,9 @@ def main() -> None:
         runs_compared=len(comparisons),
         equal_to_the_uninterrupted_run=all(comparisons),
         seed=1,
-        command="python experiments/kills.py",
+        command="python -m experiments.kills",
     )
-    utils.save_record(arguments.output, record | utils.environment("cpu"))
+    storage.save_record(arguments.output, record | storage.environment("cpu"))
     print(f"{len(kills)} kills, {lost} lost epochs, equal to the uninterrupted run: {all(comparisons)}")
 
 

@@ -1,149 +1,99 @@
-"""Train a named recipe for a list of seeds; write one record a run, results/runs/<recipe>/<seed>.json.
+"""Train a recipe for a list of seeds; write one record per run, results/runs/<recipe>/<seed>.json.
 
-    python experiments/study.py reference --seeds 1-10
-    python experiments/study.py reference-dropout-0.1 --seeds 1-3
-    python experiments/study.py reference --validate --set batch_size=64 --seeds 1-3
+    python -m experiments.study reference --seeds 1-10
+    python -m experiments.study one-cycle --validate --set learning_rate=0.2 batch_size=128 --seeds 1-3
+    python -m experiments.study tiny-970 --images 400 --set epochs=2
 
-A study that was stopped goes on where it was: finished runs are skipped, a begun one continues behind its last
-completed epoch (runs/study/). Seeds run side by side, one thread each. With --validate the last 10,000 training images
-take the place of the test set, which stays unseen; those records go to results/trials/.
+The second line is a trial: the last 10,000 training images take the place of the test set, which stays unseen, and the
+records go to results/trials/. The third is a quick try, with so few images that its records go to runs/tries/.
 
-On a cluster: start it (`dask scheduler` and `PYTHONPATH=. dask worker tcp://…:8786`, or `ray start`) from a clone of
-this repository on every machine, and add --backend dask --address tcp://…:8786, or --backend ray.
+A study that was stopped continues: recorded seeds are skipped, a begun one resumes after its last completed epoch
+(runs/study/). Seeds run side by side, one thread each. On a cluster: start it (`dask scheduler` and `dask worker
+tcp://…:8786`, or `ray start`) in a clone of this repository on every machine, and add --backend dask --address
+tcp://…:8786, or --backend ray.
 """
 
 import argparse
 import ast
 import contextlib
-import functools
 import json
-import math
 import os
 import shlex
+import socket
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import joblib
+import torch
 
-import joblib  # noqa: E402
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from torch import Tensor, nn, optim  # noqa: E402
-
-import utils  # noqa: E402
-from model import Net, SmallNet, TinyNet, Upright  # noqa: E402
-
-REFERENCE = dict(
-    epochs=19,
-    batch_size=128,  # images
-    learning_rate=0.25,
-    momentum=0.9,
-    step_size=10,  # epochs between two drops of the learning rate ...
-    gamma=0.1,  # ... to this share of what it was
-    dropout=0.0,  # probability of zeroing a channel
-    zoom_probability=0.1,
-    max_degrees=15,  # rotation, either way
-)
-
-JITTER = dict(
-    max_degrees=10,  # rotation, either way
-    max_shift=1,  # pixels along both axes
-    max_scale=0.05,  # change of size along both axes
-    max_shear=0.05,
-)
-
-ONE_CYCLE = JITTER | dict(
-    epochs=19,
-    batch_size=64,  # images
-    learning_rate=0.4,  # at the peak: the rate rises linearly from 0 and falls linearly back to it
-    rise=0.2,  # share of all steps in which it rises
-    momentum=0.9,
-    nesterov=True,
-    weight_decay=1e-4,  # of the kernels; batch normalization and biases have none
-    dropout=0.0,
-)
-
-SMALL = ONE_CYCLE | dict(before=[8, 8], after=[16, 24, 19])
+import storage
+import utils
+from experiments import ROOT
+from experiments.recipes import RECIPES, Recipe
 
 
-def jittered(share: float) -> dict[str, float]:
-    """A share of the usual augmentation: the smaller a network, the less of it can it learn besides the digits."""
-    return {name: share * amount for name, amount in JITTER.items()}
+class Study(NamedTuple):
+    """What all seeds of a study share."""
+
+    name: str  # of the recipe
+    changes: dict  # its settings that differ
+    images: int | None  # only so many, for a quick try
+    validate: bool
+    output: Path | None  # in place of results/ and runs/
+
+    @property
+    def recipe(self) -> Recipe:
+        recipe = RECIPES[self.name]
+        return recipe.changed(recipe.title, **self.changes)
+
+    @property
+    def label(self) -> str:
+        return "+".join([self.name, *(f"{name}={json.dumps(value)}" for name, value in self.changes.items())])
+
+    @property
+    def folder(self) -> Path:
+        """Where its records are kept; those of a quick try never where results are."""
+        kept = ROOT / "runs" / "tries" if self.images else ROOT / "results" / ("trials" if self.validate else "runs")
+        return (self.output or kept) / self.label.replace(" ", "").replace('"', "")
+
+    @property
+    def teachers(self) -> Path:
+        return (self.output or ROOT / "results") / "teachers"
+
+    def data(self) -> tuple:
+        """((images, labels) to train on, (images, labels) to evaluate on)."""
+        train, test = utils.load_mnist(ROOT / "data", "cpu")
+        if self.validate:
+            train, test = (tuple(part[i] for part in train) for i in (slice(50_000), slice(50_000, None)))
+        return tuple(tuple(part[: self.images] for part in pair) for pair in (train, test))
+
+    def describe(self, seed: int) -> dict:
+        """What a record says of the run that it belongs to: it counts for no other."""
+        count = 50_000 if self.validate else 60_000
+        return dict(
+            recipe=self.name,
+            seed=seed,
+            hyperparameters=self.recipe.settings(),
+            trained_on=min(count, self.images or count),
+            tested_on=("the last 10,000 training images" if self.validate else "the test set")
+            + (f", {self.images} of them" if self.images else ""),
+        )
 
 
-RECIPES: dict[str, dict] = {
-    "reference": REFERENCE,
-    # one ingredient changed
-    "reference-no-batch-norm": REFERENCE | dict(batch_norm=False, learning_rate=0.01),
-    "reference-dropout-0.05": REFERENCE | dict(dropout=0.05),
-    "reference-dropout-0.1": REFERENCE | dict(dropout=0.1),
-    "reference-no-augmentation": REFERENCE | dict(zoom_probability=0.0, max_degrees=0),
-    "reference-fully-connected": REFERENCE | dict(pooling=False),
-    "reference-constant-rate": REFERENCE | dict(gamma=1.0),
-    "reference-bilinear": REFERENCE | dict(rotation="bilinear"),
-    # the same network, trained otherwise
-    "one-cycle": ONE_CYCLE,
-    # other networks, by their number of parameters; the largest one only teaches the others
-    "small-37986": SMALL | dict(learning_rate=0.2, before=[16, 16], after=[32, 48, 38]),
-    "small-9710": SMALL,
-    "small-9710-short": SMALL | dict(epochs=6),
-    "small-4962": SMALL | dict(before=[8, 8], after=[8, 16, 16], teacher="small-37986"),
-    "tiny-2890": ONE_CYCLE | jittered(0.6) | dict(channels=36, uses=[4, 3]),
-    "tiny-2442": ONE_CYCLE | jittered(0.7) | dict(channels=32, uses=[2, 5]),
-    "tiny-1642": ONE_CYCLE | jittered(0.5) | dict(channels=24, uses=[4, 3]),
-    "tiny-970": ONE_CYCLE | jittered(0.25) | dict(channels=16, uses=[4, 3]),
-    "tiny-970-upright": ONE_CYCLE | jittered(0.25) | dict(channels=16, uses=[4, 3], zoom=1.2),
-}
-
-
-def augment_bilinear(images: Tensor, zoom_probability: float, max_degrees: float) -> Tensor:
-    """`utils.augment`, but the rotation interpolates between pixels, which blurs."""
-    images = utils.zoom(images, torch.rand(len(images)) < zoom_probability)
-    angle = torch.deg2rad(torch.empty(len(images)).uniform_(-max_degrees, max_degrees))
-    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-    theta = torch.stack([cos, -sin, zero, sin, cos, zero], dim=1).view(-1, 2, 3)
-    grid = F.affine_grid(theta, [len(images), 1, 28, 28], align_corners=False)
-    turned = F.grid_sample(images[:, None].float(), grid, mode="bilinear", align_corners=False)
-    return turned[:, 0].round().to(torch.uint8)
-
-
-def build(recipe: dict, steps_per_epoch: int):
-    """(network, optimizer, scheduler, augmentation) of a recipe, as the notebook's training cell makes them."""
-    if "uses" in recipe:
-        network = TinyNet(recipe["channels"], recipe["uses"])
-    elif "before" in recipe:
-        network = SmallNet(recipe["before"], recipe["after"])
-    else:
-        network = Net(recipe["dropout"])
-    if not recipe.get("batch_norm", True):
-        for block in network:
-            for place, layer in enumerate(block):
-                if isinstance(layer, nn.BatchNorm2d):
-                    block[place] = nn.Identity()
-    if not recipe.get("pooling", True):
-        network.tran2 = nn.Sequential(network.tran2[0], nn.Flatten(), nn.Linear(250, 10), nn.LogSoftmax(dim=1))
-    if "zoom" in recipe:
-        network = nn.Sequential(Upright(recipe["zoom"]), network)
-    network = network.to(memory_format=torch.channels_last)
-    kernels = [parameter for parameter in network.parameters() if parameter.ndim > 1]
-    others = [parameter for parameter in network.parameters() if parameter.ndim == 1]
-    groups = [dict(params=kernels, weight_decay=recipe.get("weight_decay", 0)), dict(params=others)]
-    rate, nesterov = recipe["learning_rate"], recipe.get("nesterov", False)
-    optimizer = optim.SGD(groups, lr=rate, momentum=recipe["momentum"], nesterov=nesterov)
-    if "rise" in recipe:
-        cycle = dict(pct_start=recipe["rise"], anneal_strategy="linear", cycle_momentum=False)
-        steps = recipe["epochs"] * steps_per_epoch
-        scheduler = optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, div_factor=100, final_div_factor=1e4, **cycle)
-        amounts = {name: recipe[name] for name in JITTER}
-        augment = functools.partial(utils.jitter, **amounts)
-    else:
-        scheduler = optim.lr_scheduler.StepLR(optimizer, recipe["step_size"] * steps_per_epoch, recipe["gamma"])
-        amounts = {name: recipe[name] for name in ("zoom_probability", "max_degrees")}
-        augment = augment_bilinear if recipe.get("rotation") == "bilinear" else utils.augment
-        augment = functools.partial(augment, **amounts)
-    return network, optimizer, scheduler, augment
+def is_recorded(path: Path, run: dict) -> bool:
+    """Whether `path` is the record of `run`; `ValueError` if it is one of another run, or damaged."""
+    if not path.exists():
+        return False
+    record = storage.load_record(path)
+    different = [part for part in run if record.get(part) != run[part]]
+    if different:
+        raise ValueError(f"{path} is a record of another run: {', '.join(different)} differ. Move it away")
+    if len(record.get("history", {}).get("test_accuracy", [])) != run["hyperparameters"]["epochs"]:
+        raise ValueError(f"{path} is incomplete: its history does not have every epoch. Delete it")
+    return True
 
 
 class _Prefixed:
@@ -159,122 +109,153 @@ class _Prefixed:
         self.stream.flush()
 
 
-def train(name: str, recipe: dict, seed: int, images: int | None, validate: bool, scratch: Path, weights: Path) -> dict:
-    """One run; returns its record. The first seed of a recipe that teaches others leaves its network in `weights`."""
+def _end_with(parent: int) -> None:
+    """End this process when its `parent` is gone, however that ended."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def train(study: Study, seed: int, parent: int | None) -> dict:
+    """One run; returns its record. A worker process of this machine ends with its `parent`."""
+    if parent not in (None, os.getpid()):
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     os.environ["TQDM_DISABLE"] = "1"  # the bars of several runs side by side would overwrite each other
     torch.set_num_threads(1)
-    train_set, test_set = utils.load_mnist(ROOT / "data", "cpu")
-    if validate:
-        train_set, test_set = (tuple(part[i] for part in train_set) for i in (slice(50_000), slice(50_000, None)))
-    if images:
-        train_set, test_set = (tuple(part[:images] for part in pair) for pair in (train_set, test_set))
+    train_set, test_set = study.data()
     torch.manual_seed(seed)
-    network, optimizer, scheduler, augment = build(recipe, math.ceil(len(train_set[0]) / recipe["batch_size"]))
-    scratch.mkdir(parents=True, exist_ok=True)
-    checkpoint = scratch / f"{name}-{len(train_set[0])}-{seed}.pt"
-    teacher = None
-    if recipe.get("teacher"):
-        path = weights / f"{recipe['teacher']}-{len(train_set[0])}.pt"
-        if not path.exists():
-            raise RuntimeError(f"{path} is missing: run {recipe['teacher']}, seed 1, with the same options first")
-        teacher, *_ = build(RECIPES[recipe["teacher"]], 1)
-        utils.load_weights(teacher, path)
+    run = study.recipe.build(len(train_set[0]), folder=study.teachers)
+    label = f"{study.label}, seed {seed}"
+    scratch = (study.output or ROOT / "runs") / "study" / study.folder.name
     start = time.perf_counter()
-    with contextlib.redirect_stdout(_Prefixed(f"{name}, seed {seed}")):
-        history = utils.fit(
-            network,
-            optimizer,
-            scheduler,
-            train_set,
-            test_set,
-            recipe["epochs"],
-            recipe["batch_size"],
-            augment,
-            checkpoint=checkpoint,
-            teacher=teacher,
-        )
-    if seed == 1 and name in {recipe.get("teacher") for recipe in RECIPES.values()}:
-        weights.mkdir(parents=True, exist_ok=True)
-        utils.save_weights(network, weights / f"{name}-{len(train_set[0])}.pt")
-    return dict(
-        recipe=name,
-        seed=seed,
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
-        hyperparameters=recipe,
-        trained_on=len(train_set[0]),
-        tested_on="the last 10,000 training images" if validate else "the test set",
+    with contextlib.redirect_stdout(_Prefixed(label)):
+        try:
+            history = utils.fit(run, train_set, test_set, scratch / f"{len(train_set[0])}-{seed}.pt")
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{label}: {error}; nothing is recorded") from error
+    if study.recipe.teaches and not study.changes:
+        storage.save_weights(run.model, study.teachers / f"{study.name}-{len(train_set[0])}-{seed}.pt")
+    return study.describe(seed) | dict(
+        parameters=sum(parameter.numel() for parameter in run.model.parameters()),
         history=history,
         seconds=sum(history["seconds"]),
         wall_seconds=time.perf_counter() - start,
-    ) | utils.environment("cpu")
+        **storage.environment("cpu"),
+    )
+
+
+def positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
 
 
 def seeds(text: str) -> list[int]:
     """`1-3,7` → [1, 2, 3, 7]."""
     result = []
     for part in text.split(","):
-        first, _, last = part.partition("-")
-        result.extend(range(int(first), int(last or first) + 1))
-    return result
+        ends = part.split("-")
+        if len(ends) > 2 or not all(end.isascii() and end.isdigit() for end in ends) or int(ends[0]) > int(ends[-1]):
+            raise argparse.ArgumentTypeError(f"must be like 1-3,7, got {text!r}")
+        result.extend(range(int(ends[0]), int(ends[-1]) + 1))
+    return list(dict.fromkeys(result))
 
 
-def main() -> None:
+def change(text: str) -> tuple[str, object]:
+    """`name=value` → (name, value); what is no Python value is a string."""
+    name, equals, value = text.partition("=")
+    if not (name.isidentifier() and equals and value):
+        raise argparse.ArgumentTypeError(f"must be name=value, got {text!r}")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", choices=RECIPES, metavar="recipe", help="; ".join(RECIPES))
     parser.add_argument("--seeds", type=seeds, default=[1], metavar="1-3,7", help="default: 1")
-    parser.add_argument("--set", nargs="+", default=[], metavar="name=value", help="hyperparameters to change")
+    parser.add_argument("--set", type=change, nargs="+", default=[], metavar="name=value", help="settings to change")
     parser.add_argument("--validate", action="store_true", help="hold out the last 10,000 training images")
     parser.add_argument(
-        "--jobs", type=int, default=joblib.cpu_count(only_physical_cores=True), help="runs side by side"
+        "--jobs", type=positive, default=joblib.cpu_count(only_physical_cores=True), help="runs side by side"
     )
     parser.add_argument("--backend", default="loky", choices=["loky", "dask", "ray"], help="default: %(default)s")
-    parser.add_argument("--address", help="of the cluster's scheduler")
-    parser.add_argument("--images", type=int, help="use only so many images (for a quick try)")
-    parser.add_argument("--epochs", type=int, help="train only so long (for a quick try)")
-    parser.add_argument("--output", type=Path, help="folder for the records (default: results/runs or results/trials)")
+    parser.add_argument("--address", metavar="tcp://host:port", help="of the cluster's scheduler")
+    parser.add_argument("--images", type=positive, help="use only so many images (for a quick try)")
+    parser.add_argument("--output", type=Path, help="folder for all that is written, instead of results/ and runs/")
     arguments = parser.parse_args()
+    if arguments.address and arguments.backend == "loky":
+        parser.error("--address is that of a cluster; name its --backend")
+    if arguments.set and not (arguments.validate or arguments.images):
+        parser.error("--set is for trials, which are not judged on the test set: add --validate")
+    results = (ROOT / "results").resolve()
+    if arguments.output and (arguments.output.resolve() == results or results in arguments.output.resolve().parents):
+        parser.error("--output is for records that are not kept; leave it out to write into results/")
+    return arguments
 
-    recipe = RECIPES[arguments.recipe] | {
-        name: ast.literal_eval(value) for name, value in (text.split("=") for text in arguments.set)
-    }
-    if arguments.epochs:
-        recipe["epochs"] = arguments.epochs
-    name = "+".join([arguments.recipe, *arguments.set])
-    folder = (arguments.output or ROOT / "results" / ("trials" if arguments.validate else "runs")) / name
-    scratch = (arguments.output or ROOT / "runs") / "study"
-    weights = (arguments.output or ROOT / "results") / "teachers"
-    command = shlex.join(["python", "experiments/study.py", *sys.argv[1:]])
 
-    missing = []
-    for seed in arguments.seeds:
-        path = folder / f"{seed}.json"
-        if path.exists() and json.loads(path.read_text())["hyperparameters"] != recipe:
-            raise SystemExit(f"{path} was made with other hyperparameters; move it away or name another --output")
-        if not path.exists():
-            missing.append(seed)
-    print(f"{name}: {len(arguments.seeds) - len(missing)} of {len(arguments.seeds)} seeds are recorded already")
-
-    with contextlib.ExitStack() as stack:
-        if arguments.backend == "dask":
+def connect(backend: str, address: str | None):
+    """The cluster's client, to be closed at the end; `ValueError` within seconds if there is none."""
+    try:
+        if address:
+            host, _, port = address.rpartition("/")[2].rpartition(":")
+            socket.create_connection((host, int(port)), timeout=5).close()
+        if backend == "dask":
             from dask.distributed import Client
 
-            stack.enter_context(Client(arguments.address))
-        elif arguments.backend == "ray":
+            return Client(address, timeout=10)
+        if backend == "ray":
             import ray
             from ray.util.joblib import register_ray
 
-            ray.init(address=arguments.address or "auto")
+            ray.init(address=address or "auto")
             register_ray()
-        stack.enter_context(joblib.parallel_config(arguments.backend, n_jobs=arguments.jobs))
-        # Ray's back end can only give all records at the end, the others each as soon as it is finished
-        runs = joblib.Parallel(return_as="list" if arguments.backend == "ray" else "generator_unordered")(
-            joblib.delayed(train)(name, recipe, seed, arguments.images, arguments.validate, scratch, weights)
-            for seed in missing
-        )
-        for record in runs:
-            utils.save_record(folder / f"{record['seed']}.json", record | dict(command=command))
-            final, best = record["history"]["test_accuracy"][-1], max(record["history"]["test_accuracy"])
-            print(f"{name}, seed {record['seed']}: final {final:.2%} (best epoch {best:.2%})", flush=True)
+    except ImportError as error:
+        install = "pip install ray" if backend == "ray" else "pip install -r experiments/requirements.txt"
+        raise ValueError(f"the back end {backend} is not installed ({error}): {install}") from error
+    except Exception as error:  # every library has its own
+        raise ValueError(f"no {backend} cluster answers at {address or 'this machine'}: {error}") from error
+    return contextlib.nullcontext()
+
+
+def check(study: Study) -> None:
+    """Raise before any training what would stop it: settings that do not go together, a folder that is not writable."""
+    count = study.describe(0)["trained_on"]
+    try:
+        images, labels = torch.zeros(count, 28, 28, dtype=torch.uint8), torch.zeros(count, dtype=torch.int64)
+        study.recipe.build(count, folder=study.teachers).describe((images, labels), (images[:1], labels[:1]))
+    except Exception as error:  # torch's own, of many kinds, for values out of range
+        raise ValueError(f"{study.label} cannot be trained: {str(error).splitlines()[0]}") from error
+    probe = study.folder / ".writable"
+    storage.write_atomically(probe, lambda file: None)
+    probe.unlink()
+
+
+def main() -> None:
+    arguments = parse()
+    study = Study(arguments.recipe, dict(sorted(arguments.set)), arguments.images, arguments.validate, arguments.output)
+    command = shlex.join(["python", "-m", "experiments.study", *sys.argv[1:]])
+    try:
+        check(study)
+        missing = [s for s in arguments.seeds if not is_recorded(study.folder / f"{s}.json", study.describe(s))]
+        done = len(arguments.seeds) - len(missing)
+        print(f"{study.label}: {done} of {len(arguments.seeds)} seeds are recorded in {study.folder}", flush=True)
+        with (
+            connect(arguments.backend, arguments.address),
+            joblib.parallel_config(arguments.backend, n_jobs=arguments.jobs),
+        ):
+            # Ray's back end can only give all records at the end, the others each as soon as it is finished
+            order = "list" if arguments.backend == "ray" else "generator_unordered"
+            parent = os.getpid() if arguments.backend == "loky" else None
+            runs = joblib.Parallel(return_as=order)(joblib.delayed(train)(study, seed, parent) for seed in missing)
+            for record in runs:
+                storage.save_record(study.folder / f"{record['seed']}.json", record | dict(command=command))
+                final, best = record["history"]["test_accuracy"][-1], max(record["history"]["test_accuracy"])
+                print(f"{study.label}, seed {record['seed']}: final {final:.2%} (best epoch {best:.2%})", flush=True)
+    except (ArithmeticError, OSError, RuntimeError, ValueError) as error:
+        raise SystemExit(f"study: {error}") from None
 
 
 if __name__ == "__main__":

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from own_digits import paste
 from PIL import Image
 
 import utils
 from model import Net
 from own_digit import DrawingPad, prepare, read_digit
-from own_digits import paste
 
 COUNT = 300
 

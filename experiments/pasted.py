@@ -1,25 +1,22 @@
 """How well do MNIST's test digits come back from other pictures? Records results/own_digits.json.
 
-    python experiments/own_digits.py
+    python -m experiments.pasted
 
 Each of the first 2,000 test digits is pasted at a random size and place, dark on light or light on dark, on plain,
 shaded or noisy paper; `own_digit.read_digit` reads it with the committed weights. Takes about two minutes.
 """
 
 import argparse
-import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import numpy as np
+from PIL import Image
+from tqdm.auto import tqdm
 
-import numpy as np  # noqa: E402
-from PIL import Image  # noqa: E402
-from tqdm.auto import tqdm  # noqa: E402
-
-import utils  # noqa: E402
-from model import Net  # noqa: E402
-from own_digit import read_digit  # noqa: E402
+import storage
+import utils
+from experiments import ROOT
+from model import Net
+from own_digit import read_digit
 
 SEED, COUNT = 0, 2_000
 
@@ -45,25 +42,25 @@ def paste(digit: np.ndarray, draw: np.random.Generator) -> np.ndarray:
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    network = utils.load_weights(Net(), ROOT / "results" / "weights.pt")
+    network = storage.load_weights(Net(), ROOT / "results" / "weights.pt")
     _, test = utils.load_mnist(ROOT / "data", "cpu")
     images, labels = (part[:COUNT] for part in test)
     draw = np.random.default_rng(SEED)
-    hits, refused = 0, 0
+    correct, refused = 0, 0
     for image, label in tqdm(list(zip(images.numpy(), labels.tolist())), unit="digit"):
         try:
-            hits += read_digit(network, paste(image, draw)).digit == label
+            correct += read_digit(network, paste(image, draw)).digit == label
         except ValueError:
             refused += 1
     record = dict(
         digits=len(images),
-        pasted_accuracy=hits / len(images),
+        pasted_accuracy=correct / len(images),
         refused=refused,
         original_accuracy=utils.evaluate(network, images, labels)[1],
         seed=SEED,
-        command="python experiments/own_digits.py",
+        command="python -m experiments.pasted",
     )
-    utils.save_record(ROOT / "results" / "own_digits.json", record | utils.environment("cpu"))
+    storage.save_record(ROOT / "results" / "own_digits.json", record | storage.environment("cpu"))
     print(f"original {record['original_accuracy']:.2%}, pasted {record['pasted_accuracy']:.2%}, {refused} refused")
 
 

@@ -1,0 +1,84 @@
+"""Run the notebooks in full, store them with their outputs, and put their records, weights and pictures into results/.
+
+    python -m experiments.notebooks
+    python -m experiments.notebooks beyond
+
+Works in a clone of the last commit, so it finds what a reader would find and leaves runs/ as it is; what is committed
+is replaced only after a run without an error.
+"""
+
+import argparse
+import base64
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import nbformat
+import papermill
+
+import storage
+from experiments import ROOT
+
+PICTURES = "curves", "misclassified", "seeds", "ingredients", "comparison", "frontier"  # tags of cells README shows
+NOTEBOOKS = "A6", "beyond"
+
+
+def execute(name: str, clone: Path) -> nbformat.NotebookNode:
+    """The notebook `name` of the `clone`, executed there, without what changes with every run."""
+    executed = clone / "executed.ipynb"
+    source = str(clone / f"{name}.ipynb")
+    papermill.execute_notebook(source, executed, cwd=clone, stdout_file=sys.stdout, progress_bar=False)
+    notebook = nbformat.read(executed, as_version=4)
+    for key in ("papermill", "widgets"):
+        notebook.metadata.pop(key, None)
+    for cell in notebook.cells:
+        for key in ("papermill", "execution"):
+            cell.metadata.pop(key, None)
+        if not cell.metadata.get("tags"):
+            cell.metadata.pop("tags", None)
+        if "drawing-pad" in cell.metadata.get("tags", []):  # a widget is nothing without its kernel
+            cell.outputs = []
+    return notebook
+
+
+def pictures(notebook: nbformat.NotebookNode) -> dict[str, bytes]:
+    """The PNG of every cell that is tagged as one of `PICTURES`, by its tag."""
+    found = {}
+    for cell in notebook.cells:
+        for tag in set(cell.metadata.get("tags", [])) & set(PICTURES):
+            (png,) = [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
+            found[tag] = base64.b64decode(png)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("notebooks", nargs="*", choices=[*NOTEBOOKS, NOTEBOOKS], default=NOTEBOOKS, metavar="notebook")
+    names = parser.parse_args().notebooks
+    if "A6_SMOKE" in os.environ:
+        parser.error("A6_SMOKE is set: only a full run is stored; unset it")
+    if subprocess.run(["git", "-C", ROOT, "status", "--porcelain"], capture_output=True, text=True).stdout:
+        parser.error("there are uncommitted changes, which a record could not name: commit or stash them")
+    os.environ["TQDM_DISABLE"] = "1"  # bars would be stored as dead widgets
+    with tempfile.TemporaryDirectory() as folder:
+        clone = Path(folder) / "A6"
+        subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
+        notebooks = {name: execute(name, clone) for name in names}
+        for name, notebook in notebooks.items():
+            text = nbformat.writes(notebook) + "\n"
+            storage.write_atomically(ROOT / f"{name}.ipynb", lambda file, text=text: file.write(text.encode()))
+            for tag, png in pictures(notebook).items():
+                (ROOT / "results" / f"{tag}.png").write_bytes(png)
+        if "A6" in names:
+            record = storage.load_record(clone / "runs" / "reference.json")
+            command = shlex.join(["python", "-m", "experiments.notebooks", *sys.argv[1:]])
+            storage.save_record(ROOT / "results" / "notebook.json", record | dict(command=command))
+            shutil.copyfile(clone / "runs" / "weights.pt", ROOT / "results" / "weights.pt")
+
+
+if __name__ == "__main__":
+    main()

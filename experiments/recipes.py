@@ -1,0 +1,275 @@
+"""The recipes: each holds the callables that make its network, optimizer, learning rate, augmentation and loss.
+
+An ablation is one entry of `ABLATIONS`, a network a class in networks.py and its entry in `RECIPES`.
+"""
+
+import difflib
+import inspect
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn, optim
+
+import storage
+import utils
+from experiments import ROOT
+from experiments.networks import (
+    Distillation,
+    SmallNet,
+    TinyNet,
+    deskewed_tiny_net,
+    fully_connected,
+    without_batch_norm,
+)
+from model import Net
+
+TEACHERS = ROOT / "results" / "teachers"
+
+
+def sgd(network: nn.Module, learning_rate: float, momentum: float, nesterov: bool = False, weight_decay: float = 0.0):
+    """Stochastic gradient descent; weight decay is for kernels, not for batch normalization and biases."""
+    kernels = [parameter for parameter in network.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in network.parameters() if parameter.ndim == 1]
+    groups = [dict(params=kernels, weight_decay=weight_decay), dict(params=others)]
+    return optim.SGD(groups, lr=learning_rate, momentum=momentum, nesterov=nesterov)
+
+
+def step_lr(optimizer: optim.Optimizer, steps_per_epoch: int, epochs: int, step_size: int, gamma: float):
+    """The learning rate times `gamma` after every `step_size` epochs."""
+    if step_size < 1 or not 0 < gamma <= 1:
+        raise ValueError(f"step_size must be at least 1 and gamma in (0, 1], got {step_size} and {gamma}")
+    return optim.lr_scheduler.StepLR(optimizer, step_size * steps_per_epoch, gamma)
+
+
+def one_cycle(optimizer: optim.Optimizer, steps_per_epoch: int, epochs: int, pct_start: float):
+    """The learning rate rises linearly from a hundredth over a share `pct_start` of all steps, then falls to zero.
+
+    Source: L. Smith, N. Topin, Super-Convergence, 2018, https://arxiv.org/abs/1708.07120
+    """
+    peak, steps = optimizer.defaults["lr"], epochs * steps_per_epoch
+    if pct_start * steps < 2:
+        raise ValueError(f"one cycle cannot rise within {pct_start} of {steps} steps; train on more images or epochs")
+    shape = dict(anneal_strategy="linear", cycle_momentum=False, div_factor=100, final_div_factor=1e4)
+    return optim.lr_scheduler.OneCycleLR(optimizer, peak, steps, pct_start=pct_start, **shape)
+
+
+Augmentation = Callable[[Tensor], Tensor]
+
+
+def zoom_and_rotation(
+    progress: Callable[[], float], zoom_probability: float, max_degrees: float, mode: str = "nearest"
+) -> Augmentation:
+    """The reference solution's augmentation, the same at any `progress` of training."""
+    return partial(utils.augment, zoom_probability=zoom_probability, max_degrees=max_degrees, mode=mode)
+
+
+def affine(
+    progress: Callable[[], float],
+    max_degrees: float,
+    max_shift: float,
+    max_scale: float,
+    max_shear: float,
+    fade_from: float = 1.0,
+    fade_to: float = 1.0,
+) -> Augmentation:
+    """`random_affine`, its amounts falling linearly to `fade_to` of themselves from the share `fade_from` of it all."""
+
+    def augment(images: Tensor) -> Tensor:
+        faded = max(progress() - fade_from, 0) / max(1 - fade_from, 1e-9)
+        share = 1 + faded * (fade_to - 1)
+        return random_affine(images, *(share * amount for amount in (max_degrees, max_shift, max_scale, max_shear)))
+
+    return augment
+
+
+def random_affine(images: Tensor, max_degrees: float, max_shift: float, max_scale: float, max_shear: float) -> Tensor:
+    """A random affine variant of every image, each amount uniform between ± its maximum.
+
+    Rotation in degrees, shift along both axes in pixels, change of size along both axes and shear as fractions.
+    Source: torchvision's RandomAffine, there with one change of size for both axes
+    """
+    if not (0 <= max_scale < 1 and all(map(math.isfinite, (max_degrees, max_shift, max_shear)))):
+        raise ValueError(f"max_scale must be in [0, 1), got {max_scale}; the other amounts must be finite")
+    draws = torch.empty(6, len(images), device=images.device).uniform_(-1, 1)
+    angle = torch.deg2rad(max_degrees * draws[0])
+    cos, sin, shear = angle.cos(), angle.sin(), max_shear * draws[1]
+    across, down = 1 / (1 + max_scale * draws[2]), 1 / (1 + max_scale * draws[3])
+    columns = [across * cos, down * (shear * cos - sin), max_shift * draws[4]]
+    columns += [across * sin, down * (shear * sin + cos), max_shift * draws[5]]
+    return utils.warp(images, torch.stack(columns, dim=1).view(-1, 2, 3))
+
+
+def cross_entropy(augment: Augmentation, images: int, device: torch.device | str, folder: Path):
+    """Augmentation and loss that learn from the labels alone."""
+    return augment, F.nll_loss
+
+
+def distillation(
+    augment: Augmentation,
+    images: int,
+    device: torch.device | str,
+    folder: Path,
+    teacher: str,
+    teachers: int,
+    temperature: float = 2.0,
+    weight: float = 0.9,
+):
+    """Augmentation and loss that learn from the first seeds of the recipe `teacher`, trained on as many `images`."""
+    networks = []
+    for seed in range(1, teachers + 1):
+        path = folder / f"{teacher}-{images}-{seed}.pt"
+        if not path.exists():
+            raise ValueError(f"the teacher {path} is missing: run {teacher}, seed {seed}, with the same options first")
+        networks.append(utils.to_device(storage.load_weights(RECIPES[teacher].network(), path), device))
+    student = Distillation(networks, augment, temperature, weight)
+    return student.augment, student.loss
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained. The arguments of its callables, and the numbers, are its settings."""
+
+    title: str
+    network: partial  # () → network
+    optimizer: partial  # (network) → optimizer
+    scheduler: partial  # (optimizer, steps per epoch, epochs) → learning rate scheduler
+    augment: partial  # (share of the training that is done) → function of images
+    epochs: int
+    batch_size: int
+    loss: partial = partial(cross_entropy)  # (augmentation, images, device, teachers' folder) → augmentation, loss
+    teaches: bool = False  # others learn from its networks, so they are kept
+
+    def build(self, images: int, device: torch.device | str = "cpu", folder: Path = TEACHERS) -> utils.Run:
+        """A new run on so many `images`, to be called after `torch.manual_seed`; `folder` holds the teachers."""
+        network = utils.to_device(self.network(), device)
+        optimizer = self.optimizer(network)
+        steps_per_epoch = math.ceil(images / self.batch_size)
+        scheduler = self.scheduler(optimizer, steps_per_epoch, self.epochs)
+        steps = self.epochs * steps_per_epoch
+        augment, loss_fn = self.loss(self.augment(lambda: scheduler.last_epoch / steps), images, device, folder)
+        return utils.Run(network, optimizer, scheduler, augment, loss_fn, self.epochs, self.batch_size)
+
+    def settings(self) -> dict:
+        """What decides a run, but for seed and data, as JSON knows it: names of functions and all their arguments."""
+        settings = dict(epochs=self.epochs, batch_size=self.batch_size)
+        for part in PARTS:
+            settings |= {part: getattr(self, part).func.__name__} | _arguments(getattr(self, part))
+        return json.loads(json.dumps(settings))
+
+    def changed(self, title: str, **changes: object) -> "Recipe":
+        """This recipe with other settings; `ValueError` for a name that it has not, or a value of another type."""
+        recipe = replace(self, title=title)
+        for name, value in changes.items():
+            owners = {"": recipe} | {part: getattr(recipe, part) for part in PARTS}
+            kinds = {part: _kinds(owner) for part, owner in owners.items()}
+            known = {setting: part for part in kinds for setting in kinds[part]}
+            if name not in known:
+                (near,) = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+                raise ValueError(f"{name} is no setting of this recipe; the nearest is {near}")
+            part, kind = known[name], kinds[known[name]][name]
+            value = float(value) if kind is float and type(value) is int else value
+            numbers = kind == Sequence[int] and isinstance(value, list | tuple) and {type(v) for v in value} == {int}
+            if not numbers and type(value) is not kind:
+                raise ValueError(f"{name} must be {getattr(kind, '__name__', kind)}, got {value!r}")
+            recipe = replace(recipe, **{part: partial(owners[part], **{name: value})} if part else {name: value})
+        return recipe
+
+
+PARTS = "network", "optimizer", "scheduler", "augment", "loss"
+
+
+def _arguments(function: partial) -> dict:
+    """The arguments of `function` that are set, or have a default."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+
+
+def _kinds(owner: "partial | Recipe") -> dict[str, type]:
+    """The type of every setting of a recipe's part, or, of a recipe, of the numbers that are its own."""
+    if isinstance(owner, Recipe):
+        return dict(epochs=int, batch_size=int)
+    parameters = inspect.signature(owner).parameters
+    return {name: parameters[name].annotation for name in _arguments(owner)}
+
+
+# The reference recipe's numbers are those of the notebook's run.
+_run = storage.load_record(ROOT / "results" / "notebook.json")["hyperparameters"]
+
+
+def _numbers(*names: str) -> dict:
+    return {name: _run[name] for name in names}
+
+
+REFERENCE = Recipe(
+    title="reference recipe",
+    network=partial(Net, **_numbers("dropout")),
+    optimizer=partial(sgd, **_numbers("learning_rate", "momentum")),
+    scheduler=partial(step_lr, **_numbers("step_size", "gamma")),
+    augment=partial(zoom_and_rotation, **_numbers("zoom_probability", "max_degrees")),
+    **_numbers("epochs", "batch_size"),
+)
+
+ABLATIONS = {  # the reference recipe with one ingredient changed
+    "reference-dropout-0.05": REFERENCE.changed("dropout 0.05", dropout=0.05),
+    "reference-dropout-0.1": REFERENCE.changed("dropout 0.1", dropout=0.1),
+    "reference-bilinear": REFERENCE.changed("bilinear interpolation", mode="bilinear"),
+    "reference-constant-rate": REFERENCE.changed("constant learning rate", gamma=1.0),
+    "reference-no-augmentation": REFERENCE.changed("no augmentation", zoom_probability=0.0, max_degrees=0),
+    "reference-fully-connected": replace(REFERENCE, title="fully connected layer", network=partial(fully_connected)),
+    "reference-no-batch-norm": replace(REFERENCE, network=partial(without_batch_norm)).changed(
+        "no batch normalization, learning rate 0.01", learning_rate=0.01
+    ),
+}
+
+AMOUNTS = dict(
+    max_degrees=10.0,  # rotation, either way
+    max_shift=1.0,  # pixels along both axes
+    max_scale=0.05,  # change of size along both axes
+    max_shear=0.05,
+)
+
+ONE_CYCLE = Recipe(
+    title="Net, one cycle",
+    network=partial(Net),
+    optimizer=partial(sgd, learning_rate=0.4, momentum=0.9, nesterov=True, weight_decay=1e-4),
+    scheduler=partial(one_cycle, pct_start=0.2),
+    augment=partial(affine, **AMOUNTS),
+    epochs=19,
+    batch_size=64,
+)
+
+
+def _amounts(share: float) -> dict[str, float]:
+    """A share of the augmentation: the smaller a network, the less of it can it learn besides the digits."""
+    return {name: share * amount for name, amount in AMOUNTS.items()}
+
+
+SMALL = replace(ONE_CYCLE, title="SmallNet, one cycle", network=partial(SmallNet))
+TINY = replace(ONE_CYCLE, title="TinyNet", network=partial(TinyNet))
+TAUGHT = partial(distillation, teacher="small-37986", teachers=1)
+
+RECIPES: dict[str, Recipe] = {
+    "reference": REFERENCE,
+    **ABLATIONS,
+    "one-cycle": ONE_CYCLE,
+    # other networks, by their number of parameters; the largest one only teaches the others
+    "small-37986": replace(SMALL, teaches=True).changed(
+        "SmallNet, the teacher", learning_rate=0.2, before=[16, 16], after=[32, 48, 38]
+    ),
+    "small-9710": SMALL,
+    "small-9710-short": SMALL.changed("SmallNet, 6 epochs", epochs=6),
+    "small-4962": replace(SMALL, loss=TAUGHT).changed("SmallNet, with a teacher", before=[8, 8], after=[8, 16, 16]),
+    "tiny-2890": TINY.changed("TinyNet", **_amounts(0.6), channels=36),
+    "tiny-2442": TINY.changed("TinyNet", **_amounts(0.7), channels=32, repeats=[2, 5]),
+    "tiny-1642": TINY.changed("TinyNet", **_amounts(0.5), channels=24),
+    "tiny-970": TINY.changed("TinyNet", **_amounts(0.25)),
+    "tiny-970-deskewed": replace(TINY, network=partial(deskewed_tiny_net, zoom=1.2)).changed(
+        "TinyNet, digits deskewed", **_amounts(0.25)
+    ),
+}

@@ -1,0 +1,279 @@
+"""The reference solution's training loop and ours, step by step, in turn on this machine; records results/speed.json.
+
+    python -m experiments.speed
+
+Every round times each loop on the same few batches; ratios are taken within a round, so that what else the machine does
+touches both sides. The reference's loop (a DataLoader that transforms image by image, layers with zero-width replicate
+padding) is written anew from its description. The time to a result is that of set-up and of as many epochs, with their
+test passes, as its recipe has. Takes about ten minutes; run nothing else meanwhile.
+"""
+
+import argparse
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn, optim
+from torch.utils.data import DataLoader, Subset
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision import transforms
+from torchvision.datasets import MNIST
+
+import storage
+import utils
+from experiments import ROOT
+from experiments.recipes import RECIPES
+from model import Net
+
+TRAIN, TEST = 6_400, 5_000  # images per round
+NORMALIZE = [transforms.ToTensor(), transforms.Normalize((utils.MEAN,), (utils.STD,))]
+SHORTEST = "small-9710-short"  # the recipe that reaches the goal soonest
+
+
+def reference_layers() -> nn.Module:
+    """The reference solution's network: `Net` with a padding mode that copies every activation, ReLU not in place."""
+    model = Net()
+    for block in model:
+        for place, layer in enumerate(block):
+            if isinstance(layer, nn.Conv2d):
+                arguments = (layer.in_channels, layer.out_channels, layer.kernel_size)
+                block[place] = nn.Conv2d(*arguments, padding=0, padding_mode="replicate", bias=False)
+            if isinstance(layer, nn.ReLU):
+                block[place] = nn.ReLU()
+    return model
+
+
+class Reference:
+    """The reference solution's loop."""
+
+    augment = [
+        transforms.RandomApply([transforms.CenterCrop(22), transforms.Resize(28)], p=0.1),
+        transforms.RandomRotation((-15.0, 15.0), fill=0),
+    ]
+
+    def __init__(self, folder: str, device: torch.device) -> None:
+        train = MNIST(folder, train=True, transform=transforms.Compose(self.augment + NORMALIZE))
+        test = MNIST(folder, train=False, transform=transforms.Compose(NORMALIZE))
+        self.train_loader = DataLoader(Subset(train, range(TRAIN)), batch_size=128, shuffle=True)
+        self.test_loader = DataLoader(Subset(test, range(TEST)), batch_size=128, shuffle=True)
+        self.device, self.model = device, reference_layers().to(device)
+        self.optimizer = optim.SGD(self.model.parameters(), lr=0.25, momentum=0.9)
+
+    def train(self) -> None:
+        self.model.train()
+        losses, correct = [], 0
+        for data, target in self.train_loader:
+            data, target = data.to(self.device), target.to(self.device)
+            self.optimizer.zero_grad()
+            output = self.model(data)
+            loss = F.nll_loss(output, target)
+            losses.append(loss.item())
+            loss.backward()
+            self.optimizer.step()
+            correct += output.argmax(dim=1).eq(target).sum().item()
+
+    def test(self) -> None:
+        self.model.eval()
+        loss, correct = 0.0, 0
+        with torch.no_grad():
+            for data, target in self.test_loader:
+                data, target = data.to(self.device), target.to(self.device)
+                output = self.model(data)
+                loss += F.nll_loss(output, target, reduction="sum").item()
+                correct += output.argmax(dim=1).eq(target).sum().item()
+
+
+class Ours:
+    """`utils.train_epoch` with a recipe, or with another network or optimizer in its place."""
+
+    def __init__(
+        self,
+        folder: str,
+        device: torch.device,
+        recipe: str = "reference",
+        network: Callable[[], nn.Module] | None = None,
+        fused: bool = False,
+    ) -> None:
+        (images, labels), (test_images, test_labels) = utils.load_mnist(ROOT / "data", device)
+        self.train_set, self.test_set = (images[:TRAIN], labels[:TRAIN]), (test_images[:TEST], test_labels[:TEST])
+        self.run = RECIPES[recipe].build(TRAIN, device)
+        if network or fused:
+            self.run.model = network().to(device) if network else self.run.model
+            self.run.optimizer = optim.SGD(self.run.model.parameters(), lr=0.25, momentum=0.9, fused=fused)
+            self.run.scheduler = optim.lr_scheduler.StepLR(self.run.optimizer, 10_000)
+
+    def train(self) -> None:
+        batches = utils.batches(*self.train_set, self.run.batch_size, self.run.augment)
+        utils.train_epoch(self.run.model, self.run.optimizer, self.run.scheduler, batches, self.run.loss_fn)
+
+    def test(self) -> None:
+        utils.evaluate(self.run.model, *self.test_set)
+
+
+class Autocast(nn.Module):
+    """`Net`, whose convolutions compute in bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = channels_last()
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, torch.bfloat16):
+            return self.model(images).float()
+
+
+def channels_last() -> nn.Module:
+    return Net().to(memory_format=torch.channels_last)
+
+
+def compiled() -> nn.Module:
+    model = channels_last()
+    model.compile()
+    return model
+
+
+# In the order in which they were tried: name, (what it is, whether it was kept, how to make it).
+LOOPS: dict[str, tuple[str, bool, Callable]] = {
+    "reference": ("the reference's loop", True, Reference),
+    "batched": (
+        "images as bytes on the device, a batch augmented at once, metrics read once per epoch",
+        True,
+        partial(Ours, network=reference_layers),
+    ),
+    "unpadded": ("no zero-width padding, ReLU in place", True, partial(Ours, network=Net)),
+    "channels-last": ("channels-last", True, partial(Ours, network=channels_last)),
+    "fused": ("fused optimizer", False, partial(Ours, network=channels_last, fused=True)),
+    "compiled": ("torch.compile", False, partial(Ours, network=compiled)),
+    "bfloat16": ("bfloat16 autocast", False, partial(Ours, network=Autocast)),
+    "ours": ("oneDNN's blocked layout (on a CPU)", True, Ours),
+    "short": (f"recipe {SHORTEST}", False, partial(Ours, recipe=SHORTEST)),
+}
+
+
+def timed(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds that `work()` takes, what it left to do on the device included."""
+    start = time.perf_counter()
+    work()
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
+    return time.perf_counter() - start
+
+
+def unpack(folder: str) -> None:
+    """MNIST, unpacked in `folder` for the loop that reads it from there."""
+    raw = Path(folder) / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for path in (ROOT / "data" / "MNIST" / "raw").glob("*.gz"):
+        (raw / path.name).write_bytes(path.read_bytes())
+    MNIST(folder, download=True)
+
+
+def peak_memory(name: str) -> int:
+    """Most memory, MB, that a process of its own needs for one round of the loop `name`."""
+    command = [sys.executable, "-m", "experiments.speed", "--memory", name]
+    return round(float(subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout))
+
+
+def matrix_peak(device: torch.device) -> float:
+    """The fastest float32 matrix product of this machine, GFLOP/s."""
+    a = torch.randn(2048, 2048, device=device)
+    return 2 * 2048**3 / min(timed(lambda: a @ a, device) for _ in range(20)) / 1e9
+
+
+def epoch_flops() -> int:
+    """Floating-point operations of one training epoch of 60,000 images: convolutions, forward and backward."""
+    model = Net()
+    with FlopCounterMode(display=False) as counter:
+        F.nll_loss(model(torch.randn(100, 1, 28, 28)), torch.zeros(100, dtype=torch.int64)).backward()
+    return counter.get_total_flops() * 600
+
+
+def measure(rounds: int, folder: str, device: torch.device) -> dict[str, dict[str, list[float]]]:
+    """Seconds of set-up, a whole training epoch, a whole test pass, and both, of every loop in every round."""
+    loops, seconds = {}, {name: {part: [] for part in ("setup", "train", "test", "epoch")} for name in LOOPS}
+    for number in range(rounds + 1):
+        for name, (_, _, make) in LOOPS.items():
+            times = dict(setup=timed(lambda n=name, m=make: loops.update({n: m(folder, device)}), device))
+            times["train"] = timed(loops[name].train, device) * 60_000 / TRAIN
+            times["test"] = timed(loops[name].test, device) * 10_000 / TEST
+            times["epoch"] = times["train"] + times["test"]
+            print(f"round {number}/{rounds}, {name}: {times['epoch']:.1f} s per epoch", flush=True)
+            for part, value in times.items() if number else ():  # the first round warms up
+                seconds[name][part].append(value)
+    return seconds
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return dict(median=statistics.median(values), min=min(values), max=max(values))
+
+
+def ratio(theirs: list[float], ours: list[float]) -> dict[str, float]:
+    return spread([a / b for a, b in zip(theirs, ours)])
+
+
+def summarise(seconds: dict[str, dict[str, list[float]]]) -> dict:
+    """The tables: the reference's loop and ours, every step beside the last one kept, the time to the goal."""
+    steps, before = [], "reference"
+    for name, (step, kept, _) in list(LOOPS.items())[:-1]:
+        gain = ratio(seconds[before]["train"], seconds[name]["train"])
+        steps.append(dict(step=step, kept=kept, epoch_seconds=statistics.median(seconds[name]["train"]), gain=gain))
+        before = name if kept else before
+    to_goal = {}
+    for name, recipe in (("reference", "reference"), ("ours", "reference"), ("short", SHORTEST)):
+        count = RECIPES[recipe].epochs
+        times = [s + count * epoch for s, epoch in zip(seconds[name]["setup"], seconds[name]["epoch"])]
+        to_goal[name] = dict(recipe=recipe, epochs=count, times=times)
+    reference = to_goal["reference"]["times"]
+    for way in to_goal.values():
+        times = way.pop("times")
+        way |= dict(seconds=spread(times), ratio=ratio(reference, times))
+    parts = ("setup", "train", "test", "epoch")
+    return dict(
+        seconds={part: {name: spread(seconds[name][part]) for name in ("reference", "ours")} for part in parts},
+        ratio={part: ratio(seconds["reference"][part], seconds["ours"][part]) for part in parts},
+        steps=steps,
+        time_to_goal=list(to_goal.values()),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s, after one to warm up")
+    parser.add_argument("--memory", choices=LOOPS, help="only run one round of this loop and print its peak memory, MB")
+    arguments = parser.parse_args()
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    torch.manual_seed(1)
+    with tempfile.TemporaryDirectory() as folder:
+        unpack(folder)
+        if arguments.memory:
+            loop = LOOPS[arguments.memory][2](folder, device)
+            loop.train()
+            loop.test()
+            # not getrusage's ru_maxrss, which starts at the parent's
+            status = Path("/proc/self/status").read_text()
+            print(int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024)
+            return
+        record = summarise(measure(arguments.rounds, folder, device))
+        peak = matrix_peak(device)
+        record |= dict(
+            rounds=arguments.rounds,
+            images_per_round=dict(train=TRAIN, test=TEST),
+            peak_memory_mb={name: peak_memory(name) for name in ("reference", "ours")},
+            matrix_peak_gflops=round(peak, 1),
+            share_of_matrix_peak=epoch_flops() / record["seconds"]["train"]["ours"]["median"] / 1e9 / peak,
+            command=shlex.join(["python", "-m", "experiments.speed", *sys.argv[1:]]),
+        )
+    storage.save_record(ROOT / "results" / "speed.json", record | storage.environment(device))
+
+
+if __name__ == "__main__":
+    main()
