@@ -5,12 +5,11 @@ import shutil
 import subprocess
 from pathlib import Path
 
-os.environ["A6_SMOKE"] = "1"
-os.environ["TQDM_DISABLE"] = "1"
+import pytest
 
-import pytest  # noqa: E402
+import utils
 
-import utils  # noqa: E402
+os.environ |= dict(A6_SMOKE="1", TQDM_DISABLE="1")
 
 
 @pytest.fixture(scope="session")

@@ -94,7 +94,8 @@ def load_checkpoint(path: str | Path, run: dict[str, str | Tensor]) -> dict:
         raise RuntimeError(f"{path} is no checkpoint of a training run. {remedy}")
     different = [part for part in run if not _same(snapshot["run"].get(part), run[part])]
     if different:
-        raise RuntimeError(f"{path} is a checkpoint of another run: {', '.join(different)} differ. {remedy}")
+        named = [part for part in different if isinstance(run[part], str)] or different
+        raise RuntimeError(f"{path} is a checkpoint of another run: {', '.join(named)} differ. {remedy}")
     return snapshot
 
 

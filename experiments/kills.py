@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import torch
+from tqdm.auto import tqdm
 
 import storage
 import utils
@@ -64,7 +65,8 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     os.environ["TQDM_DISABLE"] = "1"  # the children's bars would overwrite each other
-    torch.set_num_threads(1)  # a process with worker threads must not fork
+    tqdm.monitor_interval = 0  # a process with threads, tqdm's among them, must not fork
+    torch.set_num_threads(1)
     (images, labels), (test_images, test_labels) = utils.load_mnist(ROOT / "data", "cpu")
     data = (images[:512], labels[:512]), (test_images[:200], test_labels[:200])
 

@@ -23,7 +23,7 @@ import papermill
 import storage
 from experiments import ROOT
 
-PICTURES = "curves", "misclassified", "seeds", "ingredients", "comparison", "frontier"  # tags of cells README shows
+PICTURES = "curves", "seeds", "ingredients", "frontier"  # tags of the cells whose pictures the READMEs show
 NOTEBOOKS = "A6", "beyond"
 
 

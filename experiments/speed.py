@@ -231,7 +231,8 @@ def summarise(seconds: dict[str, dict[str, list[float]]]) -> dict:
     for name, recipe in (("reference", "reference"), ("ours", "reference"), ("short", SHORTEST)):
         count = RECIPES[recipe].epochs
         times = [s + count * epoch for s, epoch in zip(seconds[name]["setup"], seconds[name]["epoch"])]
-        to_goal[name] = dict(recipe=recipe, epochs=count, times=times)
+        loop = LOOPS["reference"][0] if name == "reference" else "ours"
+        to_goal[name] = dict(loop=loop, recipe=recipe, epochs=count, times=times)
     reference = to_goal["reference"]["times"]
     for way in to_goal.values():
         times = way.pop("times")

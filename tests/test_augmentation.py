@@ -7,6 +7,7 @@ from torchvision.transforms import functional as tv
 from torchvision.transforms.functional import to_pil_image
 
 import utils
+from experiments.recipes import affine, random_affine, zoom_and_rotation
 
 DEGREES = torch.tensor([-15.0, -14.3, -7.77, -1.0, 0.0, 0.4, 3.3, 9.99, 12.5, 15.0])
 
@@ -63,7 +64,7 @@ def test_zoom_leaves_the_others_alone(images):
 def test_every_image_has_its_own_draw_with_the_given_probability_and_range(images, monkeypatch):
     drawn = {}
     monkeypatch.setattr(utils, "zoom", lambda batch, chosen: drawn.update(chosen=chosen) or batch)
-    monkeypatch.setattr(utils, "rotate", lambda batch, degrees: drawn.update(degrees=degrees) or batch)
+    monkeypatch.setattr(utils, "rotate", lambda batch, degrees, mode: drawn.update(degrees=degrees) or batch)
     torch.manual_seed(0)
     utils.augment(images[:1].expand(20_000, 28, 28), zoom_probability=0.1, max_degrees=15)
     share, degrees = drawn["chosen"].float().mean(), drawn["degrees"].sort().values
@@ -121,7 +122,7 @@ def test_noise_has_the_given_deviation():
     assert utils.add_noise(torch.full_like(grey, 250), 100.0).dtype == torch.uint8
 
 
-def test_jitter_is_torchvisions_affine(images, monkeypatch):
+def test_random_affine_is_torchvisions(images, monkeypatch):
     """Each amount alone, and shear after rotation, against `affine` of one image with the same numbers."""
     draws = torch.linspace(-1, 1, 60).view(6, 10).roll(7, 1)
 
@@ -130,19 +131,54 @@ def test_jitter_is_torchvisions_affine(images, monkeypatch):
         return draws
 
     monkeypatch.setattr(torch.Tensor, "uniform_", fixed)
-    turned = utils.jitter(images, max_degrees=10, max_shift=0, max_scale=0, max_shear=0)
+    turned = random_affine(images, max_degrees=10, max_shift=0, max_scale=0, max_shear=0)
     assert torch.equal(turned, utils.rotate(images, 10 * draws[0]))
-    moved = utils.jitter(images, max_degrees=0, max_shift=2, max_scale=0, max_shear=0)
+    moved = random_affine(images, max_degrees=0, max_shift=2, max_scale=0, max_shear=0)
     for image, ours, x, y in zip(images, moved, (2 * draws[4]).round().int(), (2 * draws[5]).round().int()):
         theirs = tv.affine(image[None], angle=0, translate=[-x.item(), -y.item()], scale=1, shear=[0.0])[0]
         assert differing(ours, theirs) < 0.001
-    sheared = utils.jitter(images, max_degrees=0, max_shift=0, max_scale=0, max_shear=0.3)
+    sheared = random_affine(images, max_degrees=0, max_shift=0, max_scale=0, max_shear=0.3)
     for image, ours, amount in zip(images, sheared, 0.3 * draws[1]):
         angle = torch.atan(amount).rad2deg().item()
         theirs = tv.affine(image[None], angle=0, translate=[0, 0], scale=1, shear=[angle, 0.0])[0]
         assert differing(ours, theirs) < 0.001
     draws[3] = draws[2]  # torchvision scales both axes alike
-    scaled = utils.jitter(images, max_degrees=0, max_shift=0, max_scale=0.2, max_shear=0)
+    scaled = random_affine(images, max_degrees=0, max_shift=0, max_scale=0.2, max_shear=0)
     for image, ours, amount in zip(images, scaled, 0.2 * draws[2]):
         theirs = tv.affine(image[None], angle=0, translate=[0, 0], scale=1 + amount.item(), shear=[0.0])[0]
         assert differing(ours, theirs) < 0.001
+
+
+def test_bilinear_rotation_is_torchvisions(images):
+    bilinear = transforms.InterpolationMode.BILINEAR
+    ours = utils.rotate(images, DEGREES, mode="bilinear")
+    theirs = [tv.rotate(image[None], angle, bilinear)[0] for image, angle in zip(images, DEGREES.tolist())]
+    assert (ours.int() - torch.stack(theirs).int()).abs().max() <= 1
+    augmented = zoom_and_rotation(lambda: 0.0, zoom_probability=0.0, max_degrees=15, mode="bilinear")(images)
+    assert len(augmented.unique()) > len(images.unique())
+
+
+def test_fading_augmentation_falls_linearly_to_its_end(monkeypatch):
+    monkeypatch.setattr(utils, "warp", lambda images, matrix: matrix)
+    amounts = dict(max_degrees=0, max_shift=2.0, max_scale=0, max_shear=0)
+    for progress, share in ((0.0, 1.0), (0.5, 1.0), (0.75, 0.65), (1.0, 0.3)):
+        augment = affine(lambda p=progress: p, **amounts, fade_from=0.5, fade_to=0.3)
+        torch.manual_seed(1)
+        shifts = augment(torch.zeros(5000, 28, 28, dtype=torch.uint8))[:, :, 2]
+        assert shifts.abs().max().item() == pytest.approx(2 * share, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    "wrong", [dict(zoom_probability=2), dict(zoom_probability=-0.1), dict(max_degrees=float("nan"))]
+)
+def test_amounts_out_of_range_are_named(images, wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))}"):
+        utils.augment(images, **(dict(zoom_probability=0.1, max_degrees=15) | wrong))
+
+
+@pytest.mark.parametrize(
+    "amounts", [(10, 1, 1.0, 0), (float("inf"), 1, 0, 0), (10, float("nan"), 0, 0), (0, 0, 0.1, 1e999)]
+)
+def test_affine_amounts_out_of_range_are_named(images, amounts):
+    with pytest.raises(ValueError, match="max_scale must be in"):
+        random_affine(images, *amounts)

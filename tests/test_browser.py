@@ -14,13 +14,11 @@ import pytest
 CHROME = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
 if not (CHROME and shutil.which("chromedriver")):
     pytest.skip("needs a browser: chromium and chromedriver", allow_module_level=True)
-selenium = pytest.importorskip("selenium", reason="needs `pip install selenium jupyterlab`")
-pytest.importorskip("jupyterlab", reason="needs `pip install selenium jupyterlab`")
-
-from selenium import webdriver  # noqa: E402
-from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
+NEEDS = "needs `pip install selenium jupyterlab`"
+pytest.importorskip("jupyterlab", reason=NEEDS)
+webdriver = pytest.importorskip("selenium.webdriver", reason=NEEDS)
+By = pytest.importorskip("selenium.webdriver.common.by").By
+WebDriverWait = pytest.importorskip("selenium.webdriver.support.ui").WebDriverWait
 
 # Strokes as points on the canvas, its middle at (0, 0), in pixels of 280 × 280
 CIRCLE = [(55 * math.sin(t / 12 * math.pi), -90 * math.cos(t / 12 * math.pi)) for t in range(25)]
@@ -101,7 +99,7 @@ def draw(page, strokes) -> None:
     canvas = page.find_element(By.CSS_SELECTOR, ".drawing-pad canvas")
     page.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
     for points in strokes:
-        actions = ActionChains(page, duration=30)
+        actions = webdriver.ActionChains(page, duration=30)
         actions.move_to_element_with_offset(canvas, *map(round, points[0])).click_and_hold()
         for x, y in points[1:]:
             actions.move_to_element_with_offset(canvas, round(x), round(y))

@@ -2,17 +2,13 @@
 
 import random
 
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from reference import COLUMNS, RECEPTIVE_FIELD, SUMMARY
 from torch import nn
 from torchsummary import summary
-from torchvision import transforms
 
-import utils
-from model import Net, SmallNet, TinyNet, Upright, receptive_field
+from model import Net, receptive_field
 
 
 def test_summary_is_the_references(capsys):
@@ -25,8 +21,8 @@ def test_dropout_is_the_argument_and_zeroes_whole_channels():
     layers = [layer for layer in Net(0.25).modules() if isinstance(layer, nn.Dropout2d)]
     assert len(layers) == 7 and {layer.p for layer in layers} == {0.25}
     torch.manual_seed(0)
-    maps = Net(0.5).conv2(torch.randn(64, 8, 12, 12))
-    dead = (maps == 0).flatten(2).all(2).float().mean().item()
+    features = Net(0.5).conv2(torch.randn(64, 8, 12, 12))
+    dead = (features == 0).flatten(2).all(2).float().mean().item()
     assert 0.4 < dead < 0.6
 
 
@@ -48,103 +44,8 @@ def test_output_is_log_probabilities():
     ids=["no channel", "colour", "32 pixels", "bytes"],
 )
 def test_wrong_input_is_named(images):
-    for network in (Net(), SmallNet(), TinyNet(), Upright()):
-        name = type(network).__name__
-        with pytest.raises(ValueError, match=rf"^{name} takes float images \[B, 1, 28, 28\], got .*normalize"):
-            network(images)
-
-
-@pytest.mark.parametrize(
-    ("before", "after"), [((8, 8), (16, 24, 19)), ((4, 4), (8, 8, 8)), ((3,), (5,)), ((2, 3, 4), ())]
-)
-def test_small_networks_widths_are_its_arguments(before, after):
-    network = SmallNet(before, after)
-    widths = [1, *before, *after]
-    kernels = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
-    assert [(layer.in_channels, layer.out_channels) for layer in kernels] == list(zip(widths, widths[1:]))
-    expected = sum(9 * i * o + 2 * o for i, o in zip(widths, widths[1:])) + 10 * widths[-1] + 10
-    assert sum(parameter.numel() for parameter in network.parameters()) == expected
-    torch.manual_seed(0)
-    probabilities = network(torch.randn(7, 1, 28, 28)).exp()
-    torch.testing.assert_close(probabilities.sum(1), torch.ones(7))
-    names = [row["layer"] for row in receptive_field(network)]
-    assert names[len(before)] == "pool" and receptive_field(network)[-1]["r_out"] == 28
-
-
-def test_small_network_without_room_is_named():
-    with pytest.raises(ValueError, match="7 convolutions before and 4 after the pooling leave no pixel"):
-        SmallNet([4] * 7, [4] * 4)
-
-
-@pytest.mark.parametrize(("channels", "uses"), [(16, (4, 3)), (5, (1, 2)), (3, (2, 0))])
-def test_tiny_network_uses_one_convolution_many_times(channels, uses):
-    network = TinyNet(channels, uses).eval()
-    c, times = channels, sum(uses)
-    expected = (9 * c + 2 * c) + (9 * c + c * c) + times * 2 * c + (10 * c + 10)
-    assert sum(parameter.numel() for parameter in network.parameters()) == expected
-    depthwise, pointwise, *_ = network.uses1[0]
-    for index, layer in enumerate(layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)):
-        nn.init.constant_(layer.weight, 1 + index / 10)
-        nn.init.constant_(layer.running_mean, index / 10)
-    torch.manual_seed(0)
-    images = torch.randn(4, 1, 28, 28)
-    norms = iter(layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d))
-    x = F.max_pool2d(F.silu(next(norms)(network.conv1[0](images))), 2)
-    for use in range(times):
-        if use == uses[0]:
-            x = F.max_pool2d(x, 2)
-        x = F.silu(next(norms)(F.conv2d(F.conv2d(x, depthwise.weight, padding=1, groups=c), pointwise.weight)))
-    if not uses[1]:
-        x = F.max_pool2d(x, 2)
-    scores = x.mean((2, 3)) @ network.last[2].weight.T + network.last[2].bias
-    torch.testing.assert_close(network(images), scores.log_softmax(1))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_upright_makes_a_diagonal_vertical(dtype):
-    images = torch.full((1, 1, 28, 28), -0.4, dtype=dtype)
-    for row in range(9, 19):
-        images[0, 0, row, row + 3 : row + 5] = 2.0
-    expected = torch.full((28, 28), -0.4, dtype=dtype)
-    expected[9:19, 13:15] = 2.0
-    torch.testing.assert_close(Upright()(images)[0, 0], expected)
-
-
-def test_upright_digits_lean_no_more_and_stand_in_the_middle():
-    images, _ = utils.load_mnist("data", "cpu")[1]
-    ink = Upright()(utils.normalize(images[:100])).numpy() * 0.3081 + 0.1307
-    row, column = np.mgrid[:28, :28]
-    for image in ink[:, 0]:
-        y, x = np.average(row, weights=image), np.average(column, weights=image)
-        (_, covariance), (_, variance) = np.cov(np.stack([column, row]).reshape(2, -1), aweights=image.ravel())
-        assert abs(x - 13.5) < 0.25 and abs(y - 13.5) < 0.25
-        assert abs(covariance / variance) < 0.05
-
-
-def test_upright_enlarges_as_torchvision_does():
-    images = torch.zeros(1, 1, 28, 28)
-    images[0, 0, 8:20, 12:16] = 1.0
-    bilinear = transforms.InterpolationMode.BILINEAR
-    expected = transforms.functional.affine(images, 0, [0, 0], 1.2, [0, 0], interpolation=bilinear)
-    torch.testing.assert_close(Upright(1.2)(images), expected)
-
-
-def test_upright_leaves_an_empty_image_empty():
-    images = torch.full((2, 1, 28, 28), -0.4)
-    assert torch.equal(Upright(1.2)(images), images)
-
-
-def test_receptive_field_counts_a_layer_as_often_as_it_is_used():
-    rows = receptive_field(TinyNet(4, (2, 1)))
-    assert [(row["layer"], row["r_out"], row["n_out"]) for row in rows] == [
-        ("conv1", 3, 26),
-        ("pool1", 4, 13),
-        ("uses1.0.0", 8, 13),
-        ("uses1.1.0", 12, 13),
-        ("pool2", 14, 6),
-        ("uses2", 22, 6),
-        ("last", 42, 1),
-    ]
+    with pytest.raises(ValueError, match=r"^Net takes float images \[B, 1, 28, 28\], got .*normalize"):
+        Net()(images)
 
 
 def test_receptive_field_table_is_the_references():
@@ -232,10 +133,36 @@ def test_receptive_field_stops_where_the_image_is_flattened():
         (nn.Conv2d(1, 1, (3, 5)), r"kernel_size \(3, 5\) is not square"),
         (nn.Conv2d(1, 1, 30), "a kernel of 30 does not fit into 28 pixels"),
         (nn.Conv2d(1, 1, 2, padding="same"), "even kernel"),
-        (nn.AdaptiveAvgPool2d(3), "only adaptive pooling to one pixel"),
-        (nn.ConvTranspose2d(1, 1, 2), "ConvTranspose2d enlarges"),
+        *[
+            (layer, type(layer).__name__)
+            for layer in (
+                *(nn.AdaptiveAvgPool2d(3), nn.ConvTranspose2d(1, 1, 2), nn.LPPool2d(2, 2), nn.ZeroPad2d(1)),
+                *(nn.FractionalMaxPool2d(2, output_size=14), nn.PixelShuffle(2), nn.Unfold(3), nn.Conv1d(1, 1, 3)),
+                *(
+                    nn.Conv3d(1, 1, 3),
+                    nn.Upsample(scale_factor=2),
+                    nn.ReflectionPad2d(1),
+                    nn.Softmax2d(),
+                    nn.Linear(2, 2),
+                ),
+            )
+        ],
     ],
+    ids=lambda value: type(value).__name__,
 )
 def test_what_has_no_receptive_field_is_named(layer, message):
     with pytest.raises(ValueError, match=message):
         receptive_field(nn.Sequential(layer))
+
+
+def test_a_network_that_is_no_stack_has_no_receptive_field():
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 1, 3, padding=1)
+
+        def forward(self, x):
+            return x + self.conv(x)
+
+    with pytest.raises(ValueError, match="Residual"):
+        receptive_field(nn.Sequential(nn.Conv2d(1, 1, 3), Residual()))

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from own_digits import paste
 from PIL import Image
 
+import storage
 import utils
+from experiments.pasted import paste
 from model import Net
 from own_digit import DrawingPad, prepare, read_digit
 
@@ -19,7 +20,7 @@ COUNT = 300
 
 @pytest.fixture(scope="module")
 def network():
-    return utils.load_weights(Net(), "results/weights.pt")
+    return storage.load_weights(Net(), "results/weights.pt")
 
 
 @pytest.fixture(scope="module")

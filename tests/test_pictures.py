@@ -117,8 +117,9 @@ def test_curves_show_history_goal_and_drop():
 
 
 def test_curves_of_nothing_is_an_error():
-    with pytest.raises(ValueError, match="no epoch was completed"):
-        plots.curves({}, goal=0.994)
+    for nothing in ({}, {name: [] for name in HISTORY}):
+        with pytest.raises(ValueError, match="no epoch was completed"):
+            plots.curves(nothing, goal=0.994)
 
 
 def test_predictions_mark_right_and_wrong(small, answers):
@@ -177,10 +178,10 @@ def test_class_accuracy_shows_share_interval_and_total(answers):
     np.testing.assert_allclose(total.get_ydata(), 92.5)
 
 
-def test_reliability_shows_accuracy_by_confidence(answers):
-    above, below = plots.reliability(*answers).axes
-    (line,) = [line for line in above.lines if "tenths" in line.get_label()]
-    expected = [(60, 0), (70, 0), (100 * (37 * 0.91 + 0.9) / 38, 100 * 37 / 38)]  # 0.9 and 0.91 share a tenth
+def test_calibration_shows_accuracy_by_confidence(answers):
+    above, below = plots.calibration(*answers).axes
+    (line,) = [line for line in above.lines if "bins" in line.get_label()]
+    expected = [(60, 0), (70, 0), (100 * (37 * 0.91 + 0.9) / 38, 100 * 37 / 38)]  # 0.9 and 0.91 share a bin
     np.testing.assert_allclose(list(zip(*line.get_data())), expected, atol=1e-3)
     heights = [patch.get_height() for patch in below.patches]
     assert heights[9] == 38 and sum(heights) == 40
@@ -189,9 +190,9 @@ def test_reliability_shows_accuracy_by_confidence(answers):
 def test_feature_maps_are_those_of_the_network(small):
     torch.manual_seed(0)
     model, image = Net().eval(), small[0][0][0]
-    maps = utils.activations(model, image)
+    maps = utils.activations(utils.to_device(model, "cpu"), image)
     assert list(maps) == ["conv1", "conv2", "conv3", "tran1", "conv4", "conv5", "conv6"]
-    expected = model.conv2(model.conv1(utils.normalize(image[None])))[0].detach()
+    expected = model.conv2(model.conv1(utils.normalize(image[None]))).to_dense()[0].detach()
     torch.testing.assert_close(maps["conv2"], expected)
     pictures = images_of(plots.feature_maps(image, maps))
     assert len(pictures) == 1 + 7 * 8
@@ -199,9 +200,9 @@ def test_feature_maps_are_those_of_the_network(small):
     np.testing.assert_allclose(pictures[1 + 8 + 3], expected[3], rtol=1e-5, atol=1e-6)
 
 
-def test_limits_show_each_disturbance_with_what_training_saw():
+def test_robustness_shows_each_corruption_with_what_training_saw():
     accuracies = {"rotation (degrees)": {0: 0.99, 30: 0.8}, "shift (pixels)": {0: 0.99, 4: 0.5}}
-    figure = plots.limits(accuracies, {"rotation (degrees)": (-15, 15), "shift (pixels)": (0, 0)})
+    figure = plots.robustness(accuracies, {"rotation (degrees)": (-15, 15), "shift (pixels)": (0, 0)})
     np.testing.assert_allclose(figure.axes[0].lines[0].get_data(), [[0, 30], [99, 80]])
     assert figure.axes[1].get_xlabel() == "shift (pixels)"
     span = figure.axes[0].patches[0]
@@ -230,14 +231,14 @@ def test_seeds_show_every_run_its_mean_and_interval():
     assert any("99.57%" in line.get_label() for line in axes.lines)
 
 
-def test_upright_shows_each_image_above_its_upright_self():
+def test_deskewing_shows_each_image_above_its_deskewed_self():
     before, after = torch.rand(2, 5, 1, 28, 28)
-    figure = plots.upright(before, after)
+    figure = plots.deskewing(before, after)
     (sheet,) = images_of(figure)
     assert sheet.shape == (2 * 28, 5 * 28)
     np.testing.assert_array_equal(sheet[:28, 56:84], before[2, 0])
     np.testing.assert_array_equal(sheet[28:, 56:84], after[2, 0])
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["written", "upright"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["written", "deskewed"]
 
 
 def test_frontier_shows_every_seed_the_means_the_peers_and_the_corner():

@@ -1,60 +1,83 @@
-"""Studies: the same numbers whoever runs them, and records that are whole."""
+"""Studies: the same numbers whoever runs them; a record counts for exactly the run that it describes."""
 
 import json
 import os
-import re
-import statistics
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from distributed import LocalCluster
 from torch import nn
 
-import report
-import study
+import storage
 import utils
-from model import Net
+from experiments import report
+from experiments.recipes import ABLATIONS, RECIPES
+from experiments.study import Study
 
-RECIPES = sorted(path.name for path in Path("results/runs").glob("*"))
+RECORDED = sorted(path.name for path in Path("results/runs").glob("*"))
+TRY = ["--images", "300"]
 
 
-def run_study(folder: Path, *arguments: str) -> str:
-    command = [sys.executable, "experiments/study.py", "reference", "--images", "300", "--epochs", "2", *arguments]
-    finished = subprocess.run([*command, "--output", str(folder)], capture_output=True, text=True)
+def command(*arguments) -> list[str]:
+    return [sys.executable, "-m", "experiments.study", *map(str, arguments)]
+
+
+def study(folder: Path, *arguments) -> str:
+    arguments = ["reference", *TRY, "--set", "epochs=2", "--output", folder, *arguments]
+    finished = subprocess.run(command(*arguments), capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
 
 
+def refused(*arguments) -> str:
+    """The one line that `study` says before it ends without training."""
+    finished = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=60)
+    assert finished.returncode != 0 and "Traceback" not in finished.stderr and "epoch" not in finished.stdout
+    return finished.stderr.strip().splitlines()[-1]
+
+
 def histories(folder: Path) -> dict[int, dict]:
-    records = utils.load_records(folder / "reference")
+    records = storage.load_records(folder / "reference+epochs=2")
     return {r["seed"]: {name: v for name, v in r["history"].items() if name != "seconds"} for r in records}
 
 
-def test_a_study_gives_the_same_numbers_side_by_side_one_by_one_and_on_a_dask_cluster(tmp_path):
-    run_study(tmp_path / "loky", "--seeds", "1,2", "--jobs", "2")
-    out = run_study(tmp_path / "one by one", "--seeds", "2", "--jobs", "1")
-    assert "0 of 1 seeds are recorded already" in out
-    out = run_study(tmp_path / "one by one", "--seeds", "1-2", "--jobs", "1")
-    assert "1 of 2 seeds are recorded already" in out, "a stopped study goes on where it was"
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
-        run_study(tmp_path / "dask", "--seeds", "1,2", "--backend", "dask", "--address", cluster.scheduler_address)
-    expected = histories(tmp_path / "loky")
+@pytest.fixture(scope="module")
+def side_by_side(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("loky")
+    study(folder, "--seeds", "1,2", "--jobs", "2")
+    return folder
+
+
+def test_a_study_gives_the_same_numbers_side_by_side_and_one_by_one(side_by_side, tmp_path):
+    assert "0 of 1 seeds are recorded" in study(tmp_path, "--seeds", "2", "--jobs", "1")
+    assert "1 of 2 seeds are recorded" in study(tmp_path, "--seeds", "1-2", "--jobs", "1")
+    expected = histories(side_by_side)
     assert set(expected) == {1, 2} and expected[1] != expected[2]
-    assert histories(tmp_path / "one by one") == histories(tmp_path / "dask") == expected
+    assert histories(tmp_path) == expected
+
+
+def test_a_dask_cluster_gives_the_same_numbers(side_by_side, tmp_path):
+    distributed = pytest.importorskip("distributed", reason="needs `pip install -r experiments/requirements.txt`")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        study(tmp_path, "--seeds", "1,2", "--backend", "dask", "--address", cluster.scheduler_address)
+    assert histories(tmp_path) == histories(side_by_side)
 
 
 def test_validation_holds_out_the_last_training_images(tmp_path, mnist):
-    run_study(tmp_path, "--seeds", "1", "--validate", "--set", "batch_size=64")
-    (record,) = utils.load_records(tmp_path / "reference+batch_size=64")
-    assert record["tested_on"] == "the last 10,000 training images" and record["hyperparameters"]["batch_size"] == 64
+    study(tmp_path, "--validate", "--set", "epochs=1", "batch_size=64")
+    (record,) = storage.load_records(tmp_path / "reference+batch_size=64+epochs=1")
+    assert record["tested_on"].startswith("the last 10,000 training images")
+    assert record["hyperparameters"]["batch_size"] == 64
     torch.set_num_threads(1)  # as in the study, for equal sums
     try:
-        network = Net().to(memory_format=torch.channels_last)
-        checkpoint = torch.load(tmp_path / "study" / "reference+batch_size=64-300-1.pt", weights_only=True)
-        network.load_state_dict(checkpoint["model"])
+        network = utils.to_device(RECIPES["reference"].network(), "cpu")
+        checkpoint = tmp_path / "study" / "reference+batch_size=64+epochs=1" / "300-1.pt"
+        network.load_state_dict(torch.load(checkpoint, weights_only=True)["model"])
         images, labels = mnist[0]
         held_out = utils.evaluate(network, images[50_000:50_300], labels[50_000:50_300])
     finally:
@@ -62,112 +85,191 @@ def test_validation_holds_out_the_last_training_images(tmp_path, mnist):
     assert held_out == (record["history"]["test_loss"][-1], record["history"]["test_accuracy"][-1])
 
 
-def test_a_taught_network_needs_its_teacher(tmp_path):
-    command = [sys.executable, "experiments/study.py", "--seeds", "1", "--images", "300", "--epochs", "2", "--output"]
-    early = subprocess.run([*command, tmp_path, "small-4962"], capture_output=True, text=True)
-    weights = tmp_path / "teachers" / "small-37986-300.pt"
-    assert early.returncode != 0 and f"{weights} is missing: run small-37986, seed 1" in early.stderr
-    for recipe in (["small-37986"], ["small-4962"], ["small-4962", "--set", "teacher=None"]):
-        subprocess.run([*command, tmp_path, *recipe], check=True, stdout=subprocess.DEVNULL)
-    names = ("small-4962", "small-4962+teacher=None")
-    (taught,), (alone,) = (utils.load_records(tmp_path / name) for name in names)
-    assert taught["history"]["test_loss"] != alone["history"]["test_loss"]
-    assert taught["parameters"] == alone["parameters"] == 4_962
+def test_a_student_needs_its_teacher_of_as_many_images(tmp_path):
+    quick = [*TRY, "--output", tmp_path, "--seeds", "1", "--set", "epochs=1"]
+    assert f"{tmp_path}/teachers/small-37986-300-1.pt is missing" in refused("small-4962", *quick)
+    (tmp_path / "teachers").mkdir()
+    shutil.copyfile("results/teachers/small-37986-60000-1.pt", tmp_path / "teachers" / "small-37986-300-1.pt")
+    subprocess.run(command("small-4962", *quick), check=True, stdout=subprocess.DEVNULL)
+    assert storage.load_records(tmp_path / "small-4962+epochs=1")[0]["parameters"] == 4_962
 
 
-@pytest.mark.parametrize("recipe", [name for name in study.RECIPES if name.startswith(("small-", "tiny-"))])
-def test_small_recipes_are_named_after_their_parameters(recipe):
-    network, *_ = study.build(study.RECIPES[recipe], 1)
-    assert sum(parameter.numel() for parameter in network.parameters()) == int(recipe.split("-")[1])
+def test_a_quick_try_is_not_kept_where_results_are():
+    for validate in (False, True):
+        assert Study("tiny-970", {}, 400, validate, None).folder.is_relative_to(Path("runs").resolve())
+        assert Study("tiny-970", {}, None, validate, None).folder.is_relative_to(Path("results").resolve())
+    assert "--output" in refused("tiny-970", *TRY, "--output", "results/runs")
 
 
-def test_other_hyperparameters_do_not_mix_with_recorded_runs(tmp_path):
-    run_study(tmp_path, "--seeds", "1")
-    path = tmp_path / "reference" / "1.json"
-    record = json.loads(path.read_text())
-    path.write_text(json.dumps(record | dict(hyperparameters=record["hyperparameters"] | dict(momentum=0.5))))
-    command = [
-        sys.executable,
-        "experiments/study.py",
-        "reference",
-        "--seeds",
-        "1",
-        "--epochs",
-        "2",
-        "--output",
-        tmp_path,
-    ]
-    finished = subprocess.run(command, capture_output=True, text=True)
-    assert finished.returncode != 0 and f"{path} was made with other hyperparameters" in finished.stderr
+@pytest.mark.parametrize(
+    "part, value",
+    [("trained_on", 400), ("tested_on", "the last 10,000 training images"), ("recipe", "one-cycle"), ("seed", 9)],
+)
+def test_a_record_of_another_run_is_not_taken_for_this_one(side_by_side, part, value):
+    path = side_by_side / "reference+epochs=2" / "1.json"
+    original = path.read_text()
+    path.write_text(json.dumps(json.loads(original) | {part: value}))
+    try:
+        message = refused("reference", *TRY, "--set", "epochs=2", "--output", side_by_side)
+    finally:
+        path.write_text(original)
+    assert str(path) in message and part in message
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_recorded_runs_are_whole(recipe):
-    records = utils.load_records(Path("results/runs") / recipe)
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"recipe": "reference"}'])
+def test_a_damaged_record_is_named(side_by_side, content):
+    path = side_by_side / "reference+epochs=2" / "1.json"
+    original = path.read_text()
+    path.write_text(content)
+    try:
+        assert str(path) in refused("reference", *TRY, "--set", "epochs=2", "--output", side_by_side)
+    finally:
+        path.write_text(original)
+
+
+@pytest.mark.parametrize(
+    "recipe, settings, message",
+    [
+        ("reference", ["learning_rat=3"], "learning_rat is no setting of this recipe; the nearest is learning_rate"),
+        ("reference", ["foo=3"], "foo is no setting of this recipe"),
+        ("reference", ["max_shift=5"], "max_shift is no setting"),
+        ("reference", ["mode=bilinaer"], "cannot be trained"),
+        ("reference", ["learning_rate=abc"], "learning_rate must be float, got 'abc'"),
+        ("reference", ["batch_size=0"], "batch_size must be a whole number"),
+        ("reference", ["batch_size=2.5"], "batch_size must be int"),
+        ("reference", ["epochs=True"], "epochs must be int"),
+        ("reference", ["zoom_probability=2"], "zoom_probability must be in"),
+        ("reference", ["dropout=1.5"], "cannot be trained"),
+        ("reference", ["learning_rate=-1"], "cannot be trained"),
+        ("reference", ["gamma=0"], "gamma in"),
+        ("small-9710", ["before=8"], "before must be"),
+        ("one-cycle", ["epochs=1", "batch_size=300"], "one cycle cannot rise"),
+        ("reference", ["learning_rate"], "must be name=value"),
+        ("reference", ["=abc"], "must be name=value"),
+    ],
+)
+def test_wrong_settings_are_named_before_training(tmp_path, recipe, settings, message):
+    assert message in refused(recipe, *TRY, "--output", tmp_path, "--set", *settings)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        *((["--seeds", text], "must be like 1-3,7") for text in ("5-1", "1-", "1,,2", "", "a", "1-2-3")),
+        *(([option, n], "of at least 1") for option in ("--jobs", "--images") for n in ("0", "1.5")),
+        (["--address", "tcp://127.0.0.1:1"], "name its --backend"),
+        (["--set", "epochs=2"], "add --validate"),
+        (["--backend", "ray", *TRY], "ray"),
+        (["--backend", "dask", "--address", "tcp://127.0.0.1:9", *TRY], "no dask cluster answers at tcp://127.0.0.1:9"),
+        (["--backend", "dask", "--address", "nonsense", *TRY], "no dask cluster answers at nonsense"),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_are_refused_in_one_line_within_seconds(arguments, message):
+    assert message in refused("reference", *arguments)
+
+
+def test_output_that_cannot_be_written_is_named_before_training(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert str(tmp_path / "file") in refused("reference", *TRY, "--output", tmp_path / "file")
+
+
+def test_divergence_is_an_error_and_not_a_record(tmp_path):
+    arguments = ["reference", *TRY, "--output", tmp_path, "--set", "epochs=1", "learning_rate=1e38"]
+    finished = subprocess.run(command(*arguments), capture_output=True, text=True)
+    assert finished.returncode != 0 and "nothing is recorded" in finished.stderr.splitlines()[-1]
+    assert not list(tmp_path.rglob("*.json")) and not list(tmp_path.rglob("*.pt"))
+
+
+def test_workers_end_with_a_study_that_is_killed(tmp_path):
+    arguments = ["reference", "--images", "5000", "--seeds", "1,2", "--jobs", "2", "--output", tmp_path]
+    process = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if "epoch  1/" in line:
+            break
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.pt")}
+        time.sleep(8)  # an epoch of 5,000 images takes two
+        if before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.pt")}:
+            return
+    pytest.fail("the workers go on writing checkpoints")
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_recorded_runs_are_whole(name):
+    records = report.runs(name)
     assert len({record["seed"] for record in records}) == len(records)
     for record in records:
-        assert record["recipe"] == recipe and record["hyperparameters"] == records[0]["hyperparameters"]
-        assert record["trained_on"] == 60_000 and record["tested_on"] == "the test set"
-        for name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy"):
-            assert len(record["history"][name]) == record["hyperparameters"]["epochs"] <= 19, (recipe, record["seed"])
-        floor = 0.5 if record["hyperparameters"].get("batch_norm", True) else 0  # without, it starts near chance
-        assert all(floor < accuracy <= 1 for accuracy in record["history"]["test_accuracy"])
-        assert record["history"]["test_accuracy"][-1] > 0.98
+        for part in ("train_loss", "train_accuracy", "test_loss", "test_accuracy"):
+            assert len(record["history"][part]) == record["hyperparameters"]["epochs"] <= 19
+        assert 0.98 < record["history"]["test_accuracy"][-1] <= 1
         assert record["seconds"] == pytest.approx(sum(record["history"]["seconds"]))
         for key in ("commit", "torch", "hardware", "threads", "command", "parameters"):
             assert record[key], key
         assert "dirty" not in record["commit"] and record["commit"] != "unknown"
 
 
-def test_studies_that_the_notebook_shows_are_complete_and_all_seeds_fresh():
-    shown = re.findall(r'final_accuracies\(\\"(.+?)\\"\)', Path("A6.ipynb").read_text())
-    assert len(shown) >= 4
-    seeds = {
-        recipe: [record["seed"] for record in utils.load_records(Path("results/runs") / recipe)] for recipe in RECIPES
-    }
+def test_studies_are_complete_and_judged_on_other_seeds_than_they_were_chosen_on():
     trials = [path for path in Path("results/trials").iterdir() if path.is_dir()]
-    tried = {record["seed"] for folder in trials for record in utils.load_records(folder)}
-    assert {"reference", *report.INGREDIENTS} < set(seeds)
-    for recipe, numbers in seeds.items():
-        if recipe in report.INGREDIENTS:
-            assert sorted(numbers) == [1, 2, 3], recipe
-        elif recipe == "reference":
-            assert sorted(numbers) == list(range(1, 11))
-        elif recipe in {other.get("teacher") for other in study.RECIPES.values()}:
-            assert numbers == [1]
+    tried = {record["seed"] for folder in trials for record in storage.load_records(folder)}
+    assert {"reference", *ABLATIONS} <= set(RECORDED) <= set(RECIPES)
+    for name in RECORDED:
+        numbers = [record["seed"] for record in report.runs(name)]
+        if name in ABLATIONS:
+            assert numbers == [1, 2, 3], name
+        elif name == "reference":
+            assert numbers == list(range(1, 11))
+        elif RECIPES[name].teaches:
+            assert 1 in numbers
         else:
-            assert recipe not in shown or len(numbers) == 10, recipe
-            assert tried.isdisjoint(numbers), f"{recipe} was chosen on other seeds than it is judged by"
+            assert len(numbers) == 10 and tried.isdisjoint(numbers), name
 
 
-@pytest.mark.parametrize("recipe", sorted(report.INGREDIENTS))
-def test_each_ingredient_changes_what_it_says(recipe):
-    usual, changed = study.RECIPES["reference"], study.RECIPES[recipe]
-    differences = {name for name in usual | changed if usual.get(name) != changed.get(name)}
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_each_ablation_changes_what_it_says(name):
+    usual, changed = (RECIPES[recipe].settings() for recipe in ("reference", name))
+    differences = {setting for setting in usual | changed if usual.get(setting) != changed.get(setting)}
     expected = {
-        "no-batch-norm": {"batch_norm", "learning_rate"},
+        "no-batch-norm": {"network", "learning_rate"},
         "dropout-0.05": {"dropout"},
         "dropout-0.1": {"dropout"},
         "no-augmentation": {"zoom_probability", "max_degrees"},
-        "fully-connected": {"pooling"},
+        "fully-connected": {"network"},
         "constant-rate": {"gamma"},
-        "bilinear": {"rotation"},
+        "bilinear": {"mode"},
     }
-    assert differences == expected[recipe.removeprefix("reference-")]
-    network, *_, augment = study.build(changed | dict(zoom_probability=0.0), 469)
-    assert any(isinstance(layer, nn.BatchNorm2d) for layer in network.modules()) != ("batch_norm" in differences)
-    assert any(isinstance(layer, nn.Linear) for layer in network.modules()) == ("pooling" in differences)
-    image = torch.zeros(64, 28, 28, dtype=torch.uint8)
-    image[:, 5:23, 12:16] = 255
-    varied = augment(image)
-    assert torch.equal(varied, image) == ("max_degrees" in differences)
-    assert (len(varied.unique()) > 2) == ("rotation" in differences), "only interpolation makes grey values"
+    assert differences == expected[name.removeprefix("reference-")]
+    layers = [type(layer) for layer in RECIPES[name].network().modules()]
+    assert (nn.BatchNorm2d in layers) == (name != "reference-no-batch-norm")
+    assert (nn.Linear in layers) == (name == "reference-fully-connected")
 
 
-def test_readme_states_mean_and_spread_of_the_raw_runs():
-    readme = Path("README.md").read_text()
-    for recipe in RECIPES:
-        final = [100 * r["history"]["test_accuracy"][-1] for r in utils.load_records(Path("results/runs") / recipe)]
-        row = next(line for line in readme.splitlines() if line.startswith(f"| {recipe} |"))
-        for number in (f"{statistics.mean(final):.3f}", f"{min(final):.2f}", f"{max(final):.2f}", f"| {len(final)} |"):
-            assert number in row, (recipe, number)
+@pytest.mark.parametrize("damage", ["missing", "empty", "foreign file", "foreign folder", "short", "unknown recipe"])
+def test_the_report_names_what_is_no_full_run(tmp_path, monkeypatch, damage):
+    shutil.copytree("results/runs/tiny-970", tmp_path / "runs" / "tiny-970")
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    assert "98.900" in report.seeds()
+    path = tmp_path / "runs" / "tiny-970" / "11.json"
+    if damage == "missing":
+        path = tmp_path / "runs" / "tiny-970"
+        for record in list(path.iterdir()):
+            record.unlink()
+    elif damage == "empty":
+        path.write_text("")
+    elif damage == "foreign file":
+        path = tmp_path / "runs" / ".DS_Store"
+        path.write_text("")
+    elif damage == "foreign folder":
+        path = tmp_path / "runs" / ".ipynb_checkpoints"
+        path.mkdir()
+    elif damage == "short":
+        path.write_text(json.dumps(json.loads(path.read_text()) | dict(trained_on=400)))
+    else:
+        path = tmp_path / "runs" / "my-recipe"
+        path.mkdir()
+    with pytest.raises(ValueError, match=path.name):
+        report.seeds()

@@ -6,26 +6,32 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import optim
+from torch import nn, optim
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+import storage
 import utils
 from model import Net
 
 AUGMENT = partial(utils.augment, zoom_probability=0.1, max_degrees=15)
 
 
-def start(train, seed=1, learning_rate=0.1, dropout=0.0):
+def start(train, seed=1, learning_rate=0.1, dropout=0.0, epochs=3):
     torch.manual_seed(seed)
-    model = Net(dropout).to(memory_format=torch.channels_last)
+    model = utils.to_device(Net(dropout), "cpu")
     optimizer = optim.SGD(model.parameters(), lr=learning_rate, momentum=0.9)
     scheduler = optim.lr_scheduler.StepLR(optimizer, 2 * math.ceil(len(train[0]) / 128), gamma=0.1)
-    return model, optimizer, scheduler
+    return utils.Run(model, optimizer, scheduler, AUGMENT, F.nll_loss, epochs, 128)
 
 
-def fit(train, test, epochs=3, **options):
-    model, *rest = start(train, **options)
-    history = utils.fit(model, *rest, train, test, epochs, 128, AUGMENT)
-    return model, history
+def fit(train, test, **options):
+    run = start(train, **options)
+    return run.model, utils.fit(run, train, test)
+
+
+def train_epoch(run, images, labels, batch_size=128, augment=lambda images: images):
+    batches = utils.batches(images, labels, batch_size, augment)
+    return utils.train_epoch(run.model, run.optimizer, run.scheduler, batches, run.loss_fn)
 
 
 def test_loss_falls_and_digits_are_learnt(mnist):
@@ -45,68 +51,37 @@ def test_one_seed_fixes_the_run_bit_for_bit(small):
 
 def test_mean_loss_and_accuracy_are_over_all_samples(small):
     images, labels = small[0]  # 1,000 images: seven batches of 128 and one of 104
-    model, optimizer, scheduler = start(small[0], learning_rate=0.0)
+    run = start(small[0], learning_rate=0.0)
     torch.manual_seed(3)
-    loss, accuracy = utils.train_epoch(model, optimizer, scheduler, images, labels, 128, lambda x: x, "epoch 1/1")
+    loss, accuracy = train_epoch(run, images, labels)
 
-    fresh = start(small[0])[0].train()
+    fresh = start(small[0]).model.train()
     torch.manual_seed(3)
-    total, hits = 0.0, 0
+    total, correct = 0.0, 0
     for batch in torch.randperm(1000).split(128):
         out = fresh(utils.normalize(images[batch]))
         total += F.nll_loss(out, labels[batch], reduction="sum").item()
-        hits += (out.argmax(1) == labels[batch]).sum().item()
+        correct += (out.argmax(1) == labels[batch]).sum().item()
     assert loss == pytest.approx(total / 1000, rel=1e-5)
-    assert accuracy == hits / 1000
+    assert accuracy == correct / 1000
 
 
 def test_each_image_is_shown_once_an_epoch(small):
     images = torch.arange(200, dtype=torch.uint8)[:, None, None].expand(200, 28, 28)
     labels = torch.arange(200) % 10
-    shown = []
-    model, optimizer, scheduler = start((images, labels))
-
-    def watch(batch):
-        shown.extend(batch[:, 0, 0].tolist())
-        return batch
-
-    utils.train_epoch(model, optimizer, scheduler, images, labels, 32, watch, "epoch 1/1")
-    assert shown != sorted(shown) and sorted(shown) == list(range(200))
+    shown = [value for x, _ in utils.batches(images, labels, 32, lambda x: x) for value in x[:, 0, 0, 0].tolist()]
+    expected = utils.normalize(images)[:, 0, 0, 0].tolist()
+    assert shown != expected and sorted(shown) == expected
 
 
-def test_distillation_loss_is_hintons():
-    torch.manual_seed(1)
-    ours, theirs = (F.log_softmax(3 * torch.randn(5, 10), dim=1) for _ in range(2))
-    softened = (torch.distributions.Categorical(logits=values / 2) for values in (theirs, ours))
-    divergence = torch.distributions.kl_divergence(*softened).mean()
-    torch.testing.assert_close(utils.distillation_loss(torch.tensor(2.0), ours, theirs), 0.2 + 0.9 * 4 * divergence)
-
-
-def test_a_teacher_steers_the_student_and_stays_as_it_is(small):
-    images, labels = (part[:100] for part in small[0])
-    teacher = start(small[0], seed=2)[0]
-    before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    model, optimizer, scheduler = start(small[0])
-    model_alone, *rest = start(small[0])
-    torch.manual_seed(3)
-    one = utils.train_epoch(model, optimizer, scheduler, images, labels, 100, lambda x: x, "epoch 1/1", teacher)
-    torch.manual_seed(3)
-    assert utils.train_epoch(model_alone, *rest, images, labels, 100, lambda x: x, "epoch 1/1") == one
-
-    by_hand = start(small[0])[0].train()
-    torch.manual_seed(3)
-    order = torch.randperm(100)
-    x = utils.normalize(images[order])
-    out, taught = by_hand(x), teacher.eval()(x).detach()
-    loss = utils.distillation_loss(F.nll_loss(out, labels[order]), out, taught)
-    gradients = torch.autograd.grad(loss, list(by_hand.parameters()))
-    for trained, fresh, gradient in zip(model.parameters(), by_hand.parameters(), gradients):
-        torch.testing.assert_close(trained, fresh - 0.1 * gradient)
-    assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
+@pytest.mark.parametrize("augment", [lambda x: x.float(), lambda x: x[:, :27], lambda x: x[:, None], nn.Flatten()])
+def test_an_augmentation_that_changes_shape_or_type_is_named(small, augment):
+    with pytest.raises(ValueError, match="that is what the augmentation returned"):
+        next(utils.batches(*small[0], 32, augment))
 
 
 def test_evaluation_is_in_order_and_over_all_samples(small):
-    model = start(small[0])[0]
+    model = start(small[0]).model
     images, labels = small[1]
     out = model.eval()(utils.normalize(images)).detach()
     model.train()
@@ -119,29 +94,34 @@ def test_evaluation_is_in_order_and_over_all_samples(small):
 
 
 def test_evaluation_changes_nothing(small):
-    model = start(small[0])[0]
+    model = start(small[0]).model
     before = {name: value.clone() for name, value in model.state_dict().items()}
     utils.evaluate(model, *small[1])
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-def test_history_has_one_entry_an_epoch_and_ends_with_the_trained_network(small):
+def test_history_has_one_entry_per_epoch_and_ends_with_the_trained_network(small):
     model, history = fit(*small, epochs=2)
     assert {len(values) for values in history.values()} == {2}
     assert (history["test_loss"][-1], history["test_accuracy"][-1]) == utils.evaluate(model, *small[1])
 
 
-def test_a_loss_that_explodes_is_named_with_epoch_batch_and_learning_rate(small):
-    with pytest.raises(
-        FloatingPointError, match=r"epoch  1/3: the loss became (nan|inf) in batch \d of 8, at .* 1e\+30"
-    ):
-        fit(*small, learning_rate=1e30)
+@pytest.mark.parametrize("learning_rate", [1e30, 1e38, float("nan")])
+def test_a_loss_that_explodes_in_any_batch_or_the_test_is_an_error(small, learning_rate, tmp_path):
+    (images, labels), test = small
+    for count in (128, 1000):  # with one batch, only the test shows it
+        run = start((images[:count], labels[:count]), learning_rate=learning_rate)
+        with pytest.raises(FloatingPointError, match="a lower learning rate may help"):
+            utils.fit(run, (images[:count], labels[:count]), test, tmp_path / "run.pt")
+        assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("epochs, batch_size", [(0, 128), (3, 0)])
-def test_nothing_to_do_is_an_error(small, epochs, batch_size):
-    with pytest.raises(ValueError, match="at least 1"):
-        utils.fit(*start(small[0]), *small, epochs, batch_size, AUGMENT)
+@pytest.mark.parametrize("wrong", [dict(epochs=0), dict(epochs=1.5), dict(batch_size=0), dict(batch_size=12.5)])
+def test_epochs_and_batch_size_are_whole_numbers(small, wrong):
+    run = start(small[0])
+    parts = {name: getattr(run, name) for name in ("model", "optimizer", "scheduler", "augment", "loss_fn")}
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be a whole number of at least 1"):
+        utils.Run(**parts, **(dict(epochs=1, batch_size=128) | wrong))
 
 
 def test_bad_training_and_test_data_are_named_before_training(small):
@@ -151,27 +131,74 @@ def test_bad_training_and_test_data_are_named_before_training(small):
     with pytest.raises(ValueError, match="empty"):
         fit((images, labels), (test[0][:0], test[1][:0]))
     with pytest.raises(ValueError, match="from 0 to 10"):
-        utils.train_epoch(*start((images, labels)), images, labels + (labels == 9), 128, AUGMENT, "epoch 1/1")
-    with pytest.raises(ValueError, match="no images"):
-        utils.predict(start(small[0])[0], images[:0])
+        fit((images, labels + (labels == 9)), test)
+    for arguments in ((images[:0],), (images, 0)):
+        with pytest.raises(ValueError, match="needs images and a batch_size of at least 1"):
+            utils.predict(start(small[0]).model, *arguments)
+
+
+def test_the_fast_layout_computes_what_the_plain_one_does(small):
+    """Outputs and gradients against the network as it is made, in double precision."""
+    torch.manual_seed(0)
+    plain = Net().double()
+    fast = utils.to_device(Net(), "cpu")
+    fast.load_state_dict(plain.state_dict())
+    x, y = utils.normalize(small[0][0][:64]), small[0][1][:64]
+    for model, images in ((plain, x.double()), (fast, x)):
+        F.nll_loss(model.train()(images), y).backward()
+        model.eval()
+    for ours, theirs in zip(fast.parameters(), plain.parameters()):
+        assert F.cosine_similarity(ours.grad.flatten(), theirs.grad.float().flatten(), dim=0) > 0.99
+    torch.testing.assert_close(fast(x), plain(x.double()).float(), rtol=1e-3, atol=1e-3)
+
+
+def test_dropout_which_has_no_fast_layout_trains_too(small):
+    _, history = fit(*small, epochs=1, dropout=0.2)
+    assert history["train_loss"][0] < 2.3
+
+
+def test_without_onednn_the_network_trains_in_channels_last(small, monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    _, history = fit(*small, epochs=1)
+    assert history["test_accuracy"][0] > 0.3
+
+
+def test_a_step_on_a_gpu_mixes_no_devices():
+    """Without hardware: fake tensors know their shape and device, and fail where a real step would."""
+    with FakeTensorMode(), torch.device("cuda"):
+        images, labels = torch.zeros(256, 28, 28, dtype=torch.uint8), torch.zeros(256, dtype=torch.int64)
+        model = Net()
+        optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        for x, y in utils.batches(images, labels, 128, AUGMENT):
+            loss = F.nll_loss(model(x), y)
+            loss.backward()
+            optimizer.step()
+            assert x.device.type == y.device.type == loss.device.type == "cuda"
 
 
 def test_weights_come_back(small, tmp_path):
     model, _ = fit(*small, epochs=1)
-    utils.save_weights(model, tmp_path / "weights.pt")
-    other = Net().to(memory_format=torch.channels_last)
-    utils.load_weights(other, tmp_path / "weights.pt")
+    storage.save_weights(model, tmp_path / "weights.pt")
+    other = storage.load_weights(utils.to_device(Net(), "cpu"), tmp_path / "weights.pt")
     assert torch.equal(utils.predict(other, small[1][0]), utils.predict(model, small[1][0]))
 
 
-def test_foreign_or_damaged_weights_are_named(tmp_path):
-    path = tmp_path / "weights.pt"
-    utils.save_weights(torch.nn.Linear(2, 2), path)
-    with pytest.raises(RuntimeError, match="weights.pt does not hold weights of this network"):
-        utils.load_weights(Net(), path)
-    path.write_bytes(path.read_bytes()[:-50])
+@pytest.mark.parametrize("kind", ["foreign", "truncated", "list", "partly fitting", "nan"])
+def test_wrong_weights_are_named_and_leave_the_network_as_it_was(tmp_path, kind):
+    path, network = tmp_path / "weights.pt", Net()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    weights = {name: torch.ones_like(value) for name, value in before.items()}
+    if kind == "foreign":
+        weights = nn.Linear(2, 2).state_dict()
+    if kind == "list":
+        weights = [1, 2]
+    if kind == "partly fitting":
+        weights["conv6.0.weight"] = torch.ones(1, 1, 3, 3)
+    if kind == "nan":
+        weights["conv6.0.weight"][0] = float("nan")
+    torch.save(weights, path)
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(RuntimeError, match="weights.pt"):
-        utils.load_weights(Net(), path)
-    torch.save([1, 2], path)
-    with pytest.raises(RuntimeError, match="weights.pt does not hold weights of this network"):
-        utils.load_weights(Net(), path)
+        storage.load_weights(network, path)
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
