@@ -352,7 +352,7 @@ def seeds(accuracies: dict[str, list[float]], reference: float) -> Figure:
         xlabel="test accuracy after the last epoch (%)", yticks=range(len(accuracies)), yticklabels=list(accuracies)
     )
     axes.set_ylim(len(accuracies) - 0.4, -0.6)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3 / (0.5 + 0.25 * len(accuracies))), ncols=3, frameon=False)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 

@@ -109,7 +109,9 @@ def seeds() -> str:
         records, final = runs(name), finals(name)
         counts = f"{records[0]['parameters']:,}", RECIPES[name].epochs, len(final)
         rows.append([f"`{name}`", RECIPES[name].title, *counts, summary(final), *_ends(final)])
-    return _table("recipe | | parameters: | epochs: | seeds: | final test accuracy, mean ± sd: | min: | max:", rows)
+    return _table(
+        "recipe | description | parameters: | epochs: | seeds: | final test accuracy, mean ± sd: | min: | max:", rows
+    )
 
 
 def ingredients() -> str:
@@ -207,7 +209,7 @@ def speed() -> str:
     rows += [("peak memory, MB", *memory, "")]
     peak = f"{record['share_of_matrix_peak']:.0%} of {record['matrix_peak_gflops']:.0f}"
     rows += [("convolutions' share of the fastest matrix product, GFLOP/s", "", peak, "")]
-    return _table("| reference's loop: | ours: | times as fast, median (range):", rows)
+    return _table("measure | reference's loop: | ours: | times as fast, median (range):", rows)
 
 
 def time_to_goal() -> str:
@@ -225,7 +227,7 @@ def steps() -> str:
     for number, step in enumerate(_load("speed")["steps"]):
         verdict = (_span(step["gain"]), "kept" if step["kept"] else "dropped") if number else ("", "")
         rows.append((step["step"], f"{step['epoch_seconds']:.1f}", *verdict))
-    return _table("step | training epoch, s: | times as fast, median (range): |", rows)
+    return _table("step | training epoch, s: | times as fast, median (range): | decision", rows)
 
 
 PAGES = {

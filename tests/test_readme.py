@@ -36,6 +36,12 @@ def test_tables_are_those_of_the_records(page):
     assert report.updated(text, report.PAGES[page]) == text, "run `python -m experiments.report`"
 
 
+@pytest.mark.parametrize("page", report.PAGES)
+def test_every_row_of_a_table_has_as_many_cells_as_its_header(page):
+    for table in re.findall(r"(?:^\|.*\n)+", Path(page).read_text(), re.M):
+        assert len({line.count("|") for line in table.splitlines()}) == 1, table[:200]
+
+
 def test_links_and_pictures_exist():
     for page in ("README.md", "CONTRIBUTING.md", "results/README.md"):
         for target in re.findall(r"\]\((?!http|#)([^)#]+)", Path(page).read_text()):
