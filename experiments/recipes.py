@@ -177,6 +177,8 @@ class Recipe:
             numbers = kind == Sequence[int] and isinstance(value, list | tuple) and {type(v) for v in value} == {int}
             if not numbers and type(value) is not kind:
                 raise ValueError(f"{name} must be {getattr(kind, '__name__', kind)}, got {value!r}")
+            if kind is int and value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
             recipe = replace(recipe, **{part: partial(owners[part], **{name: value})} if part else {name: value})
         return recipe
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import storage
 from experiments import ROOT
 from experiments.recipes import ABLATIONS, AMOUNTS, RECIPES
-from experiments.study import Study, is_recorded
+from experiments.study import Study, check_record
 
 RESULTS = ROOT / "results"
 
@@ -35,11 +35,9 @@ def runs(name: str) -> list[dict]:
     """The records of all seeds of the recipe `name`; `ValueError` if one is not a full run of it."""
     if name not in RECIPES:
         raise ValueError(f"results/runs/{name} belongs to no recipe of experiments/recipes.py; move it away")
-    records = storage.load_records(RESULTS / "runs" / name)
-    study = Study(name, {}, None, False, None)
-    for record in records:
-        is_recorded(study.folder / f"{record.get('seed')}.json", study.describe(record.get("seed")))
-    return records
+    study, folder = Study(name, {}, None, False, None), RESULTS / "runs" / name
+    seeds = [record.get("seed") for record in storage.load_records(folder)]
+    return [check_record(folder / f"{seed}.json", study.describe(seed)) for seed in seeds]
 
 
 def finals(name: str) -> list[float]:

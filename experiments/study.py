@@ -83,17 +83,20 @@ class Study(NamedTuple):
         )
 
 
-def is_recorded(path: Path, run: dict) -> bool:
-    """Whether `path` is the record of `run`; `ValueError` if it is one of another run, or damaged."""
-    if not path.exists():
-        return False
+def check_record(path: Path, run: dict) -> dict:
+    """The record in `path`; `ValueError` if it is one of another run than `run`, incomplete, or damaged."""
     record = storage.load_record(path)
     different = [part for part in run if record.get(part) != run[part]]
     if different:
         raise ValueError(f"{path} is a record of another run: {', '.join(different)} differ. Move it away")
     if len(record.get("history", {}).get("test_accuracy", [])) != run["hyperparameters"]["epochs"]:
         raise ValueError(f"{path} is incomplete: its history does not have every epoch. Delete it")
-    return True
+    return record
+
+
+def is_recorded(path: Path, run: dict) -> bool:
+    """Whether `path` is the record of `run`; `ValueError` as `check_record`."""
+    return path.exists() and bool(check_record(path, run))
 
 
 class _Prefixed:
