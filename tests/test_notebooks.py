@@ -4,6 +4,7 @@ import ast
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -109,7 +110,7 @@ def test_a_smoke_run_and_uncommitted_changes_are_not_stored(tmp_path, copy_proje
         environment = {key: value for key, value in os.environ.items() if key != "A6_SMOKE" or not git}
         if git:
             subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
-        command = ["python", "-m", "experiments.notebooks"]
+        command = [sys.executable, "-m", "experiments.notebooks"]
         finished = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert finished.returncode != 0 and message in finished.stderr
     assert (tmp_path / "A6.ipynb").read_bytes() == before
