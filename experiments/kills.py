@@ -58,6 +58,30 @@ def completed(path: Path) -> int:
     return len(torch.load(path, weights_only=True)["history"]["seconds"]) if path.exists() else 0
 
 
+def kill(path: Path, data: tuple, moment: str, seconds: float) -> None:
+    """Train in a child, which is killed while it writes, or, at the `moment` "random", after so many `seconds`."""
+    child = os.fork()
+    if child == 0:
+        if moment != "random":
+            die_while_writing(moment)
+        train(path, data)
+        os._exit(0)
+    if moment == "random":
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), "the child was to be killed, but it ended by itself"
+
+
+def finishes_like(unkilled: tuple, path: Path, data: tuple) -> bool:
+    """Whether the run in `path`, resumed, ends with the history and the weights of the one that nobody killed."""
+    (model, history), (resumed, resumed_history) = unkilled, train(path, data)
+    path.unlink()
+    pairs = zip(model.state_dict().values(), resumed.state_dict().values())
+    histories = all(history[name] == resumed_history[name] for name in history if name != "seconds")
+    return histories and all(torch.equal(a, b) for a, b in pairs)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -71,15 +95,8 @@ def main() -> None:
     data = (images[:512], labels[:512]), (test_images[:200], test_labels[:200])
 
     start = time.perf_counter()
-    model, history = train(None, data)
+    unkilled = train(None, data)
     epoch_seconds = (time.perf_counter() - start) / EPOCHS
-
-    def same_as_unkilled(path: Path) -> bool:
-        resumed, resumed_history = train(path, data)
-        path.unlink()
-        pairs = zip(model.state_dict().values(), resumed.state_dict().values())
-        histories = all(history[name] == resumed_history[name] for name in history if name != "seconds")
-        return histories and all(torch.equal(a, b) for a, b in pairs)
 
     draw = random.Random(0)
     kills = ["random"] * RANDOM_KILLS + ["before", "half-way", "before the move"] * (WRITING_KILLS // 3)
@@ -89,23 +106,13 @@ def main() -> None:
         path = Path(folder) / "run.pt"
         for number, moment in enumerate(kills, start=1):
             if completed(path) >= EPOCHS - 2:  # nearly finished: compare its end, then start the next run
-                comparisons.append(same_as_unkilled(path))
+                comparisons.append(finishes_like(unkilled, path, data))
             before = completed(path)
-            child = os.fork()
-            if child == 0:
-                if moment != "random":
-                    die_while_writing(moment)
-                train(path, data)
-                os._exit(0)
-            if moment == "random":
-                time.sleep(draw.uniform(0, 2) * epoch_seconds)
-                os.kill(child, signal.SIGKILL)
-            _, status = os.waitpid(child, 0)
-            assert os.WIFSIGNALED(status), "the child was to be killed, but it ended by itself"
+            kill(path, data, moment, seconds=draw.uniform(0, 2) * epoch_seconds)
             after = completed(path)
             lost += max(before - after, 0)
             print(f"kill {number:2d}/{len(kills)}, {moment}: {before} epochs before, {after} after", flush=True)
-        comparisons.append(same_as_unkilled(path))
+        comparisons.append(finishes_like(unkilled, path, data))
     record = dict(
         kills=len(kills),
         kills_while_writing=WRITING_KILLS,
