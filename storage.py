@@ -106,10 +106,14 @@ def _same(saved: object, value: str | Tensor) -> bool:
     return bool((saved - value).abs().mean() <= 1e-3 * value.abs().mean())
 
 
+def save_text(path: str | Path, text: str) -> None:
+    """Write `text` to `path` in UTF-8."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
 def save_record(path: str | Path, record: dict) -> None:
     """Write `record` to `path` as JSON."""
-    text = json.dumps(record, indent=1) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
+    save_text(path, json.dumps(record, indent=1) + "\n")
 
 
 def load_record(path: str | Path) -> dict:
@@ -123,15 +127,20 @@ def load_record(path: str | Path) -> dict:
     return record
 
 
-def load_records(folder: str | Path) -> list[dict]:
-    """The records of one recipe, `folder`/<seed>.json, by seed; `ValueError` if there are none or one is unreadable."""
+def record_paths(folder: str | Path) -> list[Path]:
+    """The files of one recipe's records, `folder`/<seed>.json, by seed; `ValueError` for none, or a foreign file."""
     paths = [path for path in Path(folder).glob("*") if path.suffix != ".partial"]
     if not paths:
         raise ValueError(f"{folder} holds no records; `python -m experiments.study` writes them")
     for path in paths:
         if not re.fullmatch(r"\d+\.json", path.name):
             raise ValueError(f"{path} is no record of a seed, <seed>.json; move it away")
-    return [load_record(path) for path in sorted(paths, key=lambda path: int(path.stem))]
+    return sorted(paths, key=lambda path: int(path.stem))
+
+
+def load_records(folder: str | Path) -> list[dict]:
+    """The records of one recipe, by seed; `ValueError` as `record_paths`, or if one is unreadable."""
+    return [load_record(path) for path in record_paths(folder)]
 
 
 def environment(device: torch.device | str) -> dict[str, str | int]:

@@ -69,8 +69,7 @@ def main() -> None:
         subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
         notebooks = {name: execute(name, clone) for name in names}
         for name, notebook in notebooks.items():
-            text = nbformat.writes(notebook) + "\n"
-            storage.write_atomically(ROOT / f"{name}.ipynb", lambda file, text=text: file.write(text.encode()))
+            storage.save_text(ROOT / f"{name}.ipynb", nbformat.writes(notebook) + "\n")
             for tag, png in pictures(notebook).items():
                 (ROOT / "results" / f"{tag}.png").write_bytes(png)
         if "A6" in names:

@@ -31,18 +31,26 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
+def _recipes() -> list[str]:
+    """The recorded recipes that are no ablation."""
+    return [path.name for path in _folders(RESULTS / "runs") if path.name not in ABLATIONS]
+
+
 def runs(name: str) -> list[dict]:
     """The records of all seeds of the recipe `name`; `ValueError` if one is not a full run of it."""
     if name not in RECIPES:
         raise ValueError(f"results/runs/{name} belongs to no recipe of experiments/recipes.py; move it away")
-    study, folder = Study(name, {}, None, False, None), RESULTS / "runs" / name
-    seeds = [record.get("seed") for record in storage.load_records(folder)]
-    return [check_record(folder / f"{seed}.json", study.describe(seed)) for seed in seeds]
+    study, paths = Study(name, {}, None, False, None), storage.record_paths(RESULTS / "runs" / name)
+    return [check_record(path, study.describe(int(path.stem))) for path in paths]
+
+
+def _final(records: list[dict]) -> list[float]:
+    return [record["history"]["test_accuracy"][-1] for record in records]
 
 
 def finals(name: str) -> list[float]:
     """The test accuracies (fractions) after the last epoch of all seeds of the recipe `name`."""
-    return [record["history"]["test_accuracy"][-1] for record in runs(name)]
+    return _final(runs(name))
 
 
 def summary(values: list[float]) -> str:
@@ -103,8 +111,9 @@ def hyperparameters() -> str:
 def seeds() -> str:
     """One row per recipe: the final accuracies of its seeds."""
     rows = []
-    for name in (path.name for path in _folders(RESULTS / "runs") if path.name not in ABLATIONS):
-        records, final = runs(name), finals(name)
+    for name in _recipes():
+        records = runs(name)
+        final = _final(records)
         counts = f"{records[0]['parameters']:,}", RECIPES[name].epochs, len(final)
         rows.append([f"`{name}`", RECIPES[name].title, *counts, summary(final), *_ends(final)])
     return _table(
@@ -116,7 +125,8 @@ def ingredients() -> str:
     """One row per ablation of the reference recipe, the best first."""
     reference, rows = statistics.mean(finals("reference")), []
     for name in ("reference", *ABLATIONS):
-        records, final = runs(name), finals(name)
+        records = runs(name)
+        final = _final(records)
         difference = statistics.mean(final) - reference
         change, delta = (RECIPES[name].title, f"{10_000 * difference:+.0f}") if name in ABLATIONS else ("none", "")
         cells = [f"`{name}`", change, f"{records[0]['parameters']:,}", len(final), summary(final), *_ends(final), delta]
@@ -133,10 +143,10 @@ def frontier() -> str:
     for peer in _load("peers")["peers"]:
         source = f"[{peer['source']}]({peer['url']})"
         rows.append((peer["parameters"], source, peer["runs"], f"{100 * peer['accuracy']:.2f} %", peer["training"]))
-    for name in (path.name for path in _folders(RESULTS / "runs") if path.name not in ABLATIONS):
-        recipe, count = RECIPES[name], runs(name)[0]["parameters"]
+    for name in _recipes():
+        recipe, records = RECIPES[name], runs(name)
+        count, final = records[0]["parameters"], _final(records)
         if count < 20_000:
-            final = finals(name)
             training = f"{recipe.title}; {recipe.epochs} epochs"
             rows.append((count, f"`{name}`", f"all of {len(final)} seeds", summary(final), training))
     rows = [(f"{count:,}", *cells) for count, *cells in sorted(rows, reverse=True)]
@@ -252,7 +262,7 @@ def main() -> None:
     try:
         for page, tables in PAGES.items():
             text = updated((ROOT / page).read_text(), tables)
-            storage.write_atomically(ROOT / page, lambda file, text=text: file.write(text.encode()))
+            storage.save_text(ROOT / page, text)
     except (OSError, ValueError) as error:
         raise SystemExit(f"report: {error}") from None
 

@@ -53,6 +53,15 @@ def side_by_side(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def first_record(side_by_side):
+    """A record to damage, which is restored afterwards."""
+    path = side_by_side / "reference+epochs=2" / "1.json"
+    original = path.read_text()
+    yield path
+    path.write_text(original)
+
+
 def test_a_study_gives_the_same_numbers_side_by_side_and_one_by_one(side_by_side, tmp_path):
     assert "0 of 1 seeds are recorded" in study(tmp_path, "--seeds", "2", "--jobs", "1")
     assert "1 of 2 seeds are recorded" in study(tmp_path, "--seeds", "1-2", "--jobs", "1")
@@ -105,26 +114,16 @@ def test_a_quick_try_is_not_kept_where_results_are():
     "part, value",
     [("trained_on", 400), ("tested_on", "the last 10,000 training images"), ("recipe", "one-cycle"), ("seed", 9)],
 )
-def test_a_record_of_another_run_is_not_taken_for_this_one(side_by_side, part, value):
-    path = side_by_side / "reference+epochs=2" / "1.json"
-    original = path.read_text()
-    path.write_text(json.dumps(json.loads(original) | {part: value}))
-    try:
-        message = refused("reference", *TRY, "--set", "epochs=2", "--output", side_by_side)
-    finally:
-        path.write_text(original)
-    assert str(path) in message and part in message
+def test_a_record_of_another_run_is_not_taken_for_this_one(first_record, part, value):
+    first_record.write_text(json.dumps(json.loads(first_record.read_text()) | {part: value}))
+    message = refused("reference", *TRY, "--set", "epochs=2", "--output", first_record.parent.parent)
+    assert str(first_record) in message and part in message
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"recipe": "reference"}'])
-def test_a_damaged_record_is_named(side_by_side, content):
-    path = side_by_side / "reference+epochs=2" / "1.json"
-    original = path.read_text()
-    path.write_text(content)
-    try:
-        assert str(path) in refused("reference", *TRY, "--set", "epochs=2", "--output", side_by_side)
-    finally:
-        path.write_text(original)
+def test_a_damaged_record_is_named(first_record, content):
+    first_record.write_text(content)
+    assert str(first_record) in refused("reference", *TRY, "--set", "epochs=2", "--output", first_record.parent.parent)
 
 
 @pytest.mark.parametrize(
