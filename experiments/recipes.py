@@ -21,6 +21,8 @@ import utils
 from experiments import ROOT
 from experiments.networks import (
     Distillation,
+    FastNet,
+    LargeNet,
     SmallNet,
     TinyNet,
     deskewed_tiny_net,
@@ -253,6 +255,12 @@ def _amounts(share: float) -> dict[str, float]:
 
 
 SMALL = replace(ONE_CYCLE, title="SmallNet, one cycle", network=partial(SmallNet))
+LARGE = replace(ONE_CYCLE, title="LargeNet, a teacher", network=partial(LargeNet), teaches=True).changed(
+    "LargeNet, a teacher", learning_rate=0.2
+)
+FAST = replace(ONE_CYCLE, network=partial(FastNet)).changed(
+    "FastNet, fading augmentation", epochs=4, learning_rate=0.3, fade_from=0.5, fade_to=0.3
+)
 TINY = replace(ONE_CYCLE, title="TinyNet", network=partial(TinyNet))
 TAUGHT = partial(distillation, teacher="small-37986", teachers=1)
 
@@ -264,6 +272,8 @@ RECIPES: dict[str, Recipe] = {
     "small-37986": replace(SMALL, teaches=True).changed(
         "SmallNet, the teacher", learning_rate=0.2, before=[16, 16], after=[32, 48, 38]
     ),
+    "large": LARGE,
+    "fast": FAST,
     "small-9710": SMALL,
     "small-9710-short": SMALL.changed("SmallNet, 6 epochs", epochs=6),
     "small-4962": replace(SMALL, loss=TAUGHT).changed("SmallNet, with a teacher", before=[8, 8], after=[8, 16, 16]),
