@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from utils import predict
 
-Picture = str | Path | Image.Image | np.ndarray
+Picture = str | Path | Image.Image | np.ndarray | Tensor
+
+LARGEST = 100_000_000  # pixels of a picture
 
 
 class Reading(NamedTuple):
@@ -26,10 +28,12 @@ class Reading(NamedTuple):
 
 
 def read_digit(network: nn.Module, picture: Picture) -> Reading:
-    """The digit in a `picture`: a file's path, a PIL image, or an array [H, W], [H, W, 3] or [H, W, 4].
+    """The digit in a `picture`: a file's path, a PIL image, an array or tensor [H, W], [H, W, 3] or [H, W, 4].
 
-    Photo, scan or screenshot; dark on light or light on dark; colour, alpha, any size will do. Arrays are uint8, bool,
-    or float in [0, 1]. Raises `ValueError` for what is no picture, a blank page, and several digits side by side.
+    Photo, scan or screenshot; dark on light or light on dark; colour, alpha, any size will do; arrays are uint8, bool,
+    or float in [0, 1]. The edge of a table, shadows, ruled lines and the box of a form are left out. Raises
+    `ValueError` for what is no picture, for a blank page, for several digits, and where ink and paper cannot be told
+    apart. What is written is not questioned: of a letter, too, the network makes one of ten digits.
     """
     image = prepare(picture)
     device = next(network.parameters()).device
@@ -45,8 +49,15 @@ def prepare(picture: Picture) -> Tensor:
     thickened first, or scaling would make them vanish. Raises `ValueError` as `read_digit` does.
     Source: Y. LeCun, C. Cortes, C. Burges, The MNIST database of handwritten digits, http://yann.lecun.com/exdb/mnist
     """
-    ink = _one_digit(_ink(_grey(picture)))
+    grey = _grey(_open(picture))
+    ink = _digit_ink(grey)
     (box,) = ndimage.find_objects((ink > 0).astype(int))
+    scale, margin = max(grey.size) / max(ink.shape), max(ink[box].shape)
+    if scale > 1:  # what is small on a large page deserves all its pixels
+        (top, bottom), (left, right) = ((scale * (side.start - margin), scale * (side.stop + margin)) for side in box)
+        grey = grey.crop((max(left, 0), max(top, 0), min(right, grey.width), min(bottom, grey.height)))
+        ink = _digit_ink(grey)
+        (box,) = ndimage.find_objects((ink > 0).astype(int))
     ink = ink[box]
     stroke = 4 * ndimage.distance_transform_edt(np.pad(ink > 0.5, 1))[1:-1, 1:-1][ink > 0.5].mean()
     radius = round((0.1 * max(ink.shape) - stroke) / 2)
@@ -63,36 +74,43 @@ def prepare(picture: Picture) -> Tensor:
     return image
 
 
-def _grey(picture: Picture) -> np.ndarray:
-    """Brightness of `picture`, float [H, W] in [0, 1], at most 500 pixels long; alpha laid over what shows it best."""
-    if isinstance(picture, str | Path):
-        try:
-            with Image.open(picture) as opened:
-                picture = ImageOps.exif_transpose(opened)
-        except FileNotFoundError:
-            raise
-        except (OSError, SyntaxError) as error:  # SyntaxError: Pillow's word for a broken PNG
-            raise ValueError(f"{picture} is no image that can be read; save it as PNG or JPEG") from error
-    elif isinstance(picture, np.ndarray | Tensor):
-        picture = _from_array(np.asarray(picture))
-    elif not isinstance(picture, Image.Image):
+# From any picture to its brightness -----------------------------------------------------------------------------------
+
+
+def _open(picture: Picture) -> Image.Image:
+    """The picture, upright, as 8-bit RGB or RGBA."""
+    if isinstance(picture, np.ndarray | Tensor):
+        picture = _from_array(picture)
+    elif not isinstance(picture, str | Path | Image.Image):
         raise ValueError(f"a picture is a path, a PIL image or an array, not {type(picture).__name__}")
-    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):  # 16 bits a pixel
-        values = np.asarray(picture, dtype=np.float64)
-        picture = _from_array((values - values.min()) / max(np.ptp(values), 1e-9))
-    if min(picture.size) < 8:
-        raise ValueError(f"a picture of {picture.width} × {picture.height} pixels is too small to hold a digit")
-    if max(picture.size) > 500:
-        picture = picture.copy()
-        picture.thumbnail((500, 500))
-    if "A" in picture.mode or "transparency" in picture.info:
-        grounds = (Image.new("RGBA", picture.size, colour) for colour in ("white", "black"))
-        layers = [Image.alpha_composite(ground, picture.convert("RGBA")).convert("L") for ground in grounds]
-        picture = max(layers, key=lambda layer: np.asarray(layer).std())
-    return np.asarray(picture.convert("L"), dtype=np.float32) / 255
+    path = "the picture" if isinstance(picture, Image.Image) else picture
+    try:
+        opened = picture if isinstance(picture, Image.Image) else Image.open(picture)
+        if opened.width * opened.height > LARGEST:
+            raise Image.DecompressionBombError(f"{opened.width * opened.height:,} pixels")
+        upright = ImageOps.exif_transpose(opened)
+        if upright.mode in ("I", "F") or upright.mode.startswith("I;16"):  # more than 8 bits a pixel
+            values = np.asarray(upright, dtype=np.float64)
+            upright = _from_array((values - values.min()) / max(np.ptp(values), 1e-9))
+        if upright.mode in ("La", "RGBa"):
+            upright = upright.convert(upright.mode.upper())
+        transparent = "A" in upright.mode or "transparency" in upright.info
+        upright = upright.convert("RGBA" if transparent else "RGB")
+    except FileNotFoundError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path} is too large ({error}); scale it to less than {LARGEST:,} pixels") from error
+    except Exception as error:  # Pillow raises nearly anything on damaged or unusual files
+        raise ValueError(f"{path} is no image that can be read ({error}); save it as PNG or JPEG") from error
+    if min(upright.size) < 8:
+        raise ValueError(f"a picture of {upright.width} × {upright.height} pixels is too small to hold a digit")
+    return upright
 
 
-def _from_array(array: np.ndarray) -> Image.Image:
+def _from_array(array: np.ndarray | Tensor) -> Image.Image:
+    if isinstance(array, Tensor):
+        array = array.detach().cpu()
+        array = (array.float() if array.is_floating_point() else array).numpy()
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.ndim not in (2, 3) or array.ndim == 3 and array.shape[2] not in (3, 4) or 0 in array.shape:
@@ -108,66 +126,193 @@ def _from_array(array: np.ndarray) -> Image.Image:
     return Image.fromarray(array)
 
 
-def _ink(grey: np.ndarray) -> np.ndarray:
-    """How much darker (or, on dark ground, lighter) than the paper around it each pixel is, [H, W], at least 0."""
-    y, x = (np.linspace(-1, 1, side) for side in grey.shape)
-    x, y = np.meshgrid(x, y)
-    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)
-    step = max(max(grey.shape) // 100, 1)
-    sample, values = terms[::step, ::step].reshape(-1, 6), grey[::step, ::step].ravel()
-    paper = np.full(grey.shape, np.median(values))
-    for _ in range(10):  # a smooth surface through the paper: each round leaves out what stands off it most, the ink
-        distance = np.abs(values - paper[::step, ::step].ravel())
-        chosen = distance <= np.quantile(distance, 0.7)
-        paper = terms @ np.linalg.lstsq(sample[chosen], values[chosen], rcond=None)[0]
-    darker, lighter = np.clip(paper - grey, 0, None), np.clip(grey - paper, 0, None)
-    ink = darker if np.quantile(darker, 0.995) >= np.quantile(lighter, 0.995) else lighter
-    return ndimage.gaussian_filter(ink, max(grey.shape) / 500)
+def _grey(picture: Image.Image) -> Image.Image:
+    """Brightness, or the colour channel of most contrast; transparency is laid over what shows the picture best."""
+    layers = [picture]
+    if picture.mode == "RGBA":
+        grounds = (Image.new("RGBA", picture.size, colour) for colour in ("white", "black"))
+        layers = [Image.alpha_composite(ground, picture).convert("RGB") for ground in grounds]
+    channels = [channel for layer in layers for channel in (layer.convert("L"), *layer.split())]
+    return max(channels, key=lambda channel: np.asarray(channel.resize((100, 100), Image.Resampling.NEAREST)).std())
 
 
-def _one_digit(ink: np.ndarray) -> np.ndarray:
-    """The `ink` of the one digit in it, from 0 (paper) to 1; specks and noise are left out."""
-    mask = ink > _otsu(ink)
-    parts, count = ndimage.label(mask, np.ones((3, 3)))
-    sizes = ndimage.sum_labels(mask, parts, range(1, count + 1)) if count else np.zeros(1)
-    largest = sizes.max()
-    if largest < 0.0005 * ink.size or sizes.sum() > 3 * largest or ink[mask].mean() < 0.08:
+# From brightness to the ink of one digit ------------------------------------------------------------------------------
+
+
+def _digit_ink(grey: Image.Image) -> np.ndarray:
+    """The ink of the one digit in the picture, float [H, W] from 0 (paper) to 1, at most 500 pixels long."""
+    grey = grey.copy()
+    grey.thumbnail((500, 500))
+    light = np.asarray(grey, dtype=np.float32) / 255
+    found = [_dark_ink(brightness) for brightness in (light, 1 - light)]  # light ink on dark paper is tried as well
+    (_, less, _), (ink, share, digits) = sorted(found, key=lambda candidate: candidate[1])
+    if share == 0:
         raise ValueError("there is no digit to be seen; write one digit with a dark pen on light paper, or the reverse")
-    kept = 1 + np.flatnonzero(sizes >= 0.03 * largest)
-    boxes = [box for label, box in enumerate(ndimage.find_objects(parts), start=1) if label in kept]
-    height, width = (max(box[axis].stop for box in boxes) - min(box[axis].start for box in boxes) for axis in (0, 1))
-    large = {
-        "side by side": [box for box in _groups(boxes, axis=1) if box[0] > 0.6 * height and box[1] > 0.1 * height],
-        "one above the other": [
-            box for box in _groups(boxes, axis=0) if box[0] > 0.4 * height and box[1] > 0.5 * width
-        ],
-    }
-    for arrangement, groups in large.items():
-        if len(groups) > 1:
-            raise ValueError(f"there seem to be {len(groups)} digits {arrangement}; cut out one of them")
-    digit = np.isin(parts, kept)
+    if share < 1.2 * less:
+        raise ValueError("ink and paper cannot be told apart; leave some paper around the digit")
+    if digits > 1:
+        raise ValueError(f"there seem to be {digits} digits; cut out one of them")
+    return ink
+
+
+def _dark_ink(brightness: np.ndarray) -> tuple[np.ndarray, float, int]:
+    """The ink of dark digits on light paper, which share of all that is dark it is, and how many digits there are."""
+    ink = _without_lines(_darker_than_paper(brightness))
+    mask = ink > _otsu(ink)[0]
+    regions, _ = ndimage.label(mask, np.ones((3, 3)))
+    parts = [_Part(number, box, regions[box] == number) for number, box in enumerate(ndimage.find_objects(regions), 1)]
+    parts = _on_paper(sorted(parts, key=lambda part: part.size, reverse=True)[:200], ink.shape)
+    blank = not parts or max(parts[0].mask.shape) < 8 or sum(part.size for part in parts) > 3 * parts[0].size
+    if blank or ink[mask].mean() < 0.08:
+        return ink, 0.0, 0
+    parts = [part for part in parts if part.size >= 0.03 * parts[0].size]  # without specks
+    digit = np.isin(regions, [part.number for part in parts])
     near = ndimage.binary_dilation(digit, np.ones((5, 5)))
-    floor = np.quantile(ink[~near], 0.99) if (~near).any() else 0.0
+    paper = ~near & ~mask
+    floor = np.quantile(ink[paper], 0.99) if paper.any() else 0.0
     full = np.quantile(ink[digit], 0.75)
-    return np.where(near, np.clip((ink - floor) / max(full - floor, 1e-3), 0, 1), 0).astype(np.float32)
+    ink = np.where(near, np.clip((ink - floor) / max(full - floor, 1e-3), 0, 1), 0).astype(np.float32)
+    return ink, digit.sum() / mask.sum(), _count_digits(parts)
 
 
-def _groups(boxes: list, axis: int) -> list[tuple[int, int]]:
-    """(height, width) of every group of `boxes` that no gap along `axis` divides."""
-    groups: list[list] = []
-    for box in sorted(boxes, key=lambda box: box[axis].start):
-        if groups and box[axis].start < max(other[axis].stop for other in groups[-1]):
-            groups[-1].append(box)
-        else:
-            groups.append([box])
-    return [
-        tuple(max(box[a].stop for box in group) - min(box[a].start for box in group) for a in (0, 1))
-        for group in groups
-    ]
+def _darker_than_paper(brightness: np.ndarray) -> np.ndarray:
+    """How much darker each pixel is than the light paper around it, at least 0, without the finest noise."""
+    threshold, separation = _otsu(brightness)
+    paper = np.median(brightness[brightness >= min(threshold, brightness.max())])
+    if separation < 0.85:  # not evenly lit: a smooth surface through the paper
+        y, x = np.meshgrid(*(np.linspace(-1, 1, side) for side in brightness.shape), indexing="ij")
+        terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)
+        step = max(max(brightness.shape) // 100, 1)
+        sample, values = terms[::step, ::step].reshape(-1, 6), brightness[::step, ::step].ravel()
+        surface = np.full(len(values), np.quantile(values, 0.75))
+        for _ in range(10):  # each round leaves out what stands off it most
+            distance = np.abs(values - surface)
+            chosen = distance <= np.quantile(distance, 0.5)
+            coefficients = np.linalg.lstsq(sample[chosen], values[chosen], rcond=None)[0]
+            surface = sample @ coefficients
+        paper = terms @ coefficients
+    return ndimage.gaussian_filter(np.clip(paper - brightness, 0, None), max(brightness.shape) / 500)
 
 
-def _otsu(values: np.ndarray) -> float:
-    """The threshold that divides `values` in [0, 1] into two classes of the least variance.
+def _without_lines(ink: np.ndarray) -> np.ndarray:
+    """The ink without thin straight lines that cross the page, level or upright within 4 degrees."""
+    for _ in range(2):  # the second time turned
+        lines = _level_lines(ink > _otsu(ink)[0])
+        regions, _ = ndimage.label(lines, np.ones((3, 3)))
+        for number, box in enumerate(ndimage.find_objects(regions), 1):
+            thickness = (regions[box] == number).sum() / (box[1].stop - box[1].start)
+            if thickness <= max(4, 0.04 * max(ink.shape)):
+                line = ndimage.binary_dilation(regions == number, np.ones((3, 1)), iterations=2)
+                line &= ink < 1.4 * np.median(ink[regions == number])  # a darker pen crosses it
+                strokes_across = ndimage.grey_opening(ink, (2 * round(thickness) + 5, 1))
+                ink = np.where(line, strokes_across, ink)
+        ink = ink.T
+    return ink
+
+
+def _level_lines(mask: np.ndarray) -> np.ndarray:
+    """Where `mask` holds straight lines of at least 0.85 of its width that rise or fall by at most 4 degrees."""
+    lines = np.zeros(mask.shape, dtype=bool)
+    for slope in np.tan(np.deg2rad(range(-4, 5))):
+        fall = np.round(slope * np.arange(mask.shape[1])).astype(int)
+        rows = (np.arange(mask.shape[0])[:, None] + fall) % mask.shape[0]
+        level = ndimage.grey_opening(np.take_along_axis(mask, rows, 0).astype(np.uint8), (1, int(0.85 * mask.shape[1])))
+        np.put_along_axis(lines, rows, np.take_along_axis(lines, rows, 0) | (level > 0), 0)
+    return lines
+
+
+class _Part(NamedTuple):
+    """A connected region of ink: its number, its box on the page, its mask in that box."""
+
+    number: int
+    box: tuple[slice, slice]
+    mask: np.ndarray
+
+    @property
+    def size(self) -> int:
+        return int(self.mask.sum())
+
+    @property
+    def is_solid(self) -> bool:
+        """Whether it is an upright bar, as a 1 written with a thick pen."""
+        upright = self.mask.shape[0] > 2 * self.mask.shape[1]
+        return upright and 0.6 < self.mask.mean() < 0.95 and ndimage.binary_fill_holes(self.mask).sum() == self.size
+
+    @property
+    def straight_sides(self) -> int:
+        """How many sides of its box it covers: four if it is the box of a form."""
+        return 0 if self.is_solid else sum(side > 0.7 for side in self.sides)
+
+    @property
+    def is_sheet(self) -> bool:
+        """Whether it fills its box as no digit does, but paper that was taken for ink."""
+        return self.mask.mean() > 0.72 and not self.is_solid
+
+    @property
+    def is_disc(self) -> bool:
+        """Whether it is as thick as it is long: no stroke, but a hole in the paper, a blot or a shadow."""
+        return ndimage.distance_transform_edt(np.pad(self.mask, 1)).max() > 0.33 * max(self.mask.shape)
+
+    @property
+    def sides(self) -> list[float]:
+        """How much of the four sides of its box it covers: top, bottom, left, right."""
+        depth = max(max(self.mask.shape) // 25, 1)
+        ends = self.mask[:depth], self.mask[-depth:], self.mask[:, :depth].T, self.mask[:, -depth:].T
+        return [float(end.any(axis=0).mean()) for end in ends]
+
+    def reaches(self, page: tuple[int, int]) -> list[bool]:
+        """Which sides of the page it touches."""
+        (y, x), (height, width) = self.box, page
+        return [y.start == 0, y.stop == height, x.start == 0, x.stop == width]
+
+    def fills(self, page: tuple[int, int]) -> bool:
+        """Whether its box is nearly the page, as when a picture was cut out along the digit."""
+        return all(side.stop - side.start > 0.8 * length for side, length in zip(self.box, page))
+
+
+def _on_paper(parts: list[_Part], page: tuple[int, int]) -> list[_Part]:
+    """The parts that may be a digit: no frame, table, corner, hole or shadow, and no line below all others."""
+    parts = [part for part in parts if not (part.is_disc or part.is_sheet) and part.straight_sides < 3]
+    inside = [part for part in parts if not any(part.reaches(page))]
+    edge = [part for part in parts if any(part.reaches(page))]
+    cut_out = [part for part in edge if part.fills(page) and part.straight_sides < 2]
+    if cut_out and cut_out[0].size > 2 * sum(part.size for part in inside):
+        return cut_out + inside
+    if not inside:
+        spanning = [any(a > 0.6 and b for a, b in zip(part.sides, part.reaches(page))) for part in edge]
+        inside = [part for part, spans in zip(edge, spanning) if not spans and sum(part.reaches(page)) == 1]
+    for part in [part for part in inside if part.mask.shape[1] > 4 * part.mask.shape[0]]:
+        others = [other for other in inside if other is not part]
+        width = max((other.box[1].stop for other in others), default=0) - min(
+            (o.box[1].start for o in others), default=0
+        )
+        below = part.box[0].start >= max((other.box[0].stop for other in others), default=page[0]) - 2
+        if others and (below or part.mask.shape[1] >= width):
+            inside = others
+    return inside
+
+
+def _count_digits(parts: list[_Part]) -> int:
+    """How many digits the parts are: those whose boxes overlap are one, and much shorter ones belong to another."""
+    groups: list[tuple[slice, slice]] = []
+    for part in parts:
+        box = part.box
+        for other in [other for other in groups if _overlap(box, other) > 0.3]:
+            groups.remove(other)
+            box = tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(box, other))
+        groups.append(box)
+    heights = [box[0].stop - box[0].start for box in groups]
+    return sum(height > 0.5 * max(heights) for height in heights)
+
+
+def _overlap(a: tuple[slice, slice], b: tuple[slice, slice]) -> float:
+    """The area that two boxes share, as a share of the smaller one."""
+    common = [max(min(s.stop, t.stop) - max(s.start, t.start), 0) for s, t in zip(a, b)]
+    return common[0] * common[1] / min((box[0].stop - box[0].start) * (box[1].stop - box[1].start) for box in (a, b))
+
+
+def _otsu(values: np.ndarray) -> tuple[float, float]:
+    """The threshold that divides `values` in [0, 1] into two classes of the least variance, and how well: 0 to 1.
 
     Source: N. Otsu, A threshold selection method from gray-level histograms (1979)
     """
@@ -177,8 +322,11 @@ def _otsu(values: np.ndarray) -> float:
     above = below[-1] - below
     total = np.cumsum(counts * centres)
     with np.errstate(divide="ignore", invalid="ignore"):
-        between = below * above * (total / below - (total[-1] - total) / above) ** 2
-    return float(edges[1 + np.nanargmax(between)]) if np.isfinite(between).any() else 1.0
+        between = below * above * (total / below - (total[-1] - total) / above) ** 2 / below[-1] ** 2
+    if not np.isfinite(between).any():
+        return 1.0, 0.0
+    best = np.nanargmax(between)
+    return float(edges[1 + best]), float(between[best] / max(values.var(), 1e-12))
 
 
 class DrawingPad(anywidget.AnyWidget):
