@@ -255,14 +255,15 @@ def _amounts(share: float) -> dict[str, float]:
 
 
 SMALL = replace(ONE_CYCLE, title="SmallNet, one cycle", network=partial(SmallNet))
-LARGE = replace(ONE_CYCLE, title="LargeNet, a teacher", network=partial(LargeNet), teaches=True).changed(
-    "LargeNet, a teacher", learning_rate=0.2
+LARGE = replace(ONE_CYCLE, network=partial(LargeNet), teaches=True).changed(
+    "LargeNet, a teacher", learning_rate=0.2, max_degrees=15.0, max_shift=1.5, max_scale=0.1, max_shear=0.1
 )
 FAST = replace(ONE_CYCLE, network=partial(FastNet)).changed(
     "FastNet, fading augmentation", epochs=4, learning_rate=0.3, fade_from=0.5, fade_to=0.3
 )
 TINY = replace(ONE_CYCLE, title="TinyNet", network=partial(TinyNet))
 TAUGHT = partial(distillation, teacher="small-37986", teachers=1)
+TAUGHT_BY_LARGE = partial(distillation, teacher="large", teachers=1)
 
 RECIPES: dict[str, Recipe] = {
     "reference": REFERENCE,
@@ -281,6 +282,8 @@ RECIPES: dict[str, Recipe] = {
     "tiny-2442": TINY.changed("TinyNet", **_amounts(0.7), channels=32, repeats=[2, 5]),
     "tiny-1642": TINY.changed("TinyNet", **_amounts(0.5), channels=24),
     "tiny-970": TINY.changed("TinyNet", **_amounts(0.25)),
+    "tiny-1927": replace(TINY, loss=TAUGHT_BY_LARGE).changed("TinyNet, with a teacher", **_amounts(0.6), channels=27),
+    "tiny-970-teacher": replace(TINY, loss=TAUGHT_BY_LARGE).changed("TinyNet, with a teacher", **_amounts(0.25)),
     "tiny-970-deskewed": replace(TINY, network=partial(deskewed_tiny_net, zoom=1.2)).changed(
         "TinyNet, digits deskewed", **_amounts(0.25)
     ),
