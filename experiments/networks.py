@@ -122,9 +122,10 @@ class TinyNet(Classifier):
 
 def conv_pool(in_channels: int, out_channels: int, kernel_size: int, pool: int) -> nn.Sequential:
     """Convolution without padding, max-pooling directly behind it (with `pool` 1 none), batch normalization, ReLU."""
+    pooling = [nn.MaxPool2d(pool)] if pool > 1 else []
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel_size, bias=False),
-        nn.MaxPool2d(pool) if pool > 1 else nn.Identity(),
+        *pooling,
         nn.BatchNorm2d(out_channels),
         nn.ReLU(inplace=True),
     )
