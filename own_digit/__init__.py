@@ -172,7 +172,7 @@ def _dark_ink(brightness: np.ndarray) -> tuple[np.ndarray, float, int]:
     floor = np.quantile(ink[paper], 0.99) if paper.any() else 0.0
     full = np.quantile(ink[digit], 0.75)
     ink = np.where(near, np.clip((ink - floor) / max(full - floor, 1e-3), 0, 1), 0).astype(np.float32)
-    return ink, digit.sum() / mask.sum(), _count_digits(parts)
+    return ink, digit.sum() / mask.sum(), _count_digits(digit)
 
 
 def _darker_than_paper(brightness: np.ndarray) -> np.ndarray:
@@ -201,7 +201,7 @@ def _without_lines(ink: np.ndarray) -> np.ndarray:
         regions, _ = ndimage.label(lines, np.ones((3, 3)))
         for number, box in enumerate(ndimage.find_objects(regions), 1):
             thickness = (regions[box] == number).sum() / (box[1].stop - box[1].start)
-            if thickness <= max(4, 0.04 * max(ink.shape)):
+            if thickness <= 0.04 * max(ink.shape) + 1:
                 line = ndimage.binary_dilation(regions == number, np.ones((3, 1)), iterations=2)
                 line &= ink < 1.4 * np.median(ink[regions == number])  # a darker pen crosses it
                 strokes_across = ndimage.grey_opening(ink, (2 * round(thickness) + 5, 1))
@@ -236,7 +236,7 @@ class _Part(NamedTuple):
     def is_solid(self) -> bool:
         """Whether it is an upright bar, as a 1 written with a thick pen."""
         upright = self.mask.shape[0] > 2 * self.mask.shape[1]
-        return upright and 0.6 < self.mask.mean() < 0.95 and ndimage.binary_fill_holes(self.mask).sum() == self.size
+        return upright and self.mask.mean() > 0.6 and ndimage.binary_fill_holes(self.mask).sum() == self.size
 
     @property
     def straight_sides(self) -> int:
@@ -265,50 +265,43 @@ class _Part(NamedTuple):
         (y, x), (height, width) = self.box, page
         return [y.start == 0, y.stop == height, x.start == 0, x.stop == width]
 
-    def fills(self, page: tuple[int, int]) -> bool:
-        """Whether its box is nearly the page, as when a picture was cut out along the digit."""
-        return all(side.stop - side.start > 0.8 * length for side, length in zip(self.box, page))
+    def fills(self, page: tuple[int, int], share: float = 0.8) -> bool:
+        """Whether its box is nearly as large as the page, as when a picture was cut out along the digit."""
+        return all(side.stop - side.start > share * length for side, length in zip(self.box, page))
 
 
 def _on_paper(parts: list[_Part], page: tuple[int, int]) -> list[_Part]:
     """The parts that may be a digit: no frame, table, corner, hole or shadow, and no line below all others."""
     parts = [part for part in parts if not (part.is_disc or part.is_sheet) and part.straight_sides < 3]
+    parts = [part for part in parts if not (part.fills(page) and part.mask.mean() > 0.88)]
     inside = [part for part in parts if not any(part.reaches(page))]
     edge = [part for part in parts if any(part.reaches(page))]
     cut_out = [part for part in edge if part.fills(page) and part.straight_sides < 2]
     if cut_out and cut_out[0].size > 2 * sum(part.size for part in inside):
         return cut_out + inside
     if not inside:
-        spanning = [any(a > 0.6 and b for a, b in zip(part.sides, part.reaches(page))) for part in edge]
-        inside = [part for part, spans in zip(edge, spanning) if not spans and sum(part.reaches(page)) == 1]
+        inside = [part for part in edge if part.fills(page, 0.5) or sum(part.reaches(page)) == 1]
+        inside = [p for p in inside if not any(side > 0.6 and end for side, end in zip(p.sides, p.reaches(page)))]
     for part in [part for part in inside if part.mask.shape[1] > 4 * part.mask.shape[0]]:
         others = [other for other in inside if other is not part]
-        width = max((other.box[1].stop for other in others), default=0) - min(
-            (o.box[1].start for o in others), default=0
-        )
-        below = part.box[0].start >= max((other.box[0].stop for other in others), default=page[0]) - 2
-        if others and (below or part.mask.shape[1] >= width):
-            inside = others
+        rows, columns = _common_box(others or [part])
+        below, wide = part.box[0].start >= rows.stop - 2, part.mask.shape[1] >= columns.stop - columns.start
+        inside = others if others and (below or wide) else inside
     return inside
 
 
-def _count_digits(parts: list[_Part]) -> int:
-    """How many digits the parts are: those whose boxes overlap are one, and much shorter ones belong to another."""
-    groups: list[tuple[slice, slice]] = []
-    for part in parts:
-        box = part.box
-        for other in [other for other in groups if _overlap(box, other) > 0.3]:
-            groups.remove(other)
-            box = tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(box, other))
-        groups.append(box)
-    heights = [box[0].stop - box[0].start for box in groups]
+def _common_box(parts: list[_Part]) -> tuple[slice, slice]:
+    sides = ([part.box[axis] for part in parts] for axis in (0, 1))
+    return tuple(slice(min(side.start for side in axis), max(side.stop for side in axis)) for axis in sides)
+
+
+def _count_digits(mask: np.ndarray) -> int:
+    """How many digits the ink is: parts with narrow gaps between them are one, what is much shorter belongs to it."""
+    (box,) = ndimage.find_objects(mask.astype(int))
+    gap = 0.06 * max(mask[box].shape)
+    groups, _ = ndimage.label(ndimage.distance_transform_edt(~mask) <= max(gap / 2, 1))
+    heights = [rows.stop - rows.start for rows, _ in ndimage.find_objects(groups)]
     return sum(height > 0.5 * max(heights) for height in heights)
-
-
-def _overlap(a: tuple[slice, slice], b: tuple[slice, slice]) -> float:
-    """The area that two boxes share, as a share of the smaller one."""
-    common = [max(min(s.stop, t.stop) - max(s.start, t.start), 0) for s, t in zip(a, b)]
-    return common[0] * common[1] / min((box[0].stop - box[0].start) * (box[1].stop - box[1].start) for box in (a, b))
 
 
 def _otsu(values: np.ndarray) -> tuple[float, float]:
