@@ -258,8 +258,8 @@ SMALL = replace(ONE_CYCLE, title="SmallNet, one cycle", network=partial(SmallNet
 LARGE = replace(ONE_CYCLE, network=partial(LargeNet), teaches=True).changed(
     "LargeNet, a teacher", learning_rate=0.2, max_degrees=15.0, max_shift=1.5, max_scale=0.1, max_shear=0.1
 )
-FAST = replace(ONE_CYCLE, network=partial(FastNet)).changed(
-    "FastNet, fading augmentation", epochs=4, learning_rate=0.3, fade_from=0.5, fade_to=0.3
+FAST = replace(ONE_CYCLE, network=partial(FastNet), batch_size=256, epochs=5).changed(
+    "FastNet, fading augmentation", learning_rate=0.8, weight_decay=3e-4, fade_from=0.5, fade_to=0.3
 )
 TINY = replace(ONE_CYCLE, title="TinyNet", network=partial(TinyNet))
 TAUGHT = partial(distillation, teacher="small-37986", teachers=1)
