@@ -107,28 +107,21 @@ def random_affine(images: Tensor, max_degrees: float, max_shift: float, max_scal
     return utils.warp(images, torch.stack(columns, dim=1).view(-1, 2, 3))
 
 
-def cross_entropy(augment: Augmentation, images: int, device: torch.device | str, folder: Path):
+def cross_entropy(augment: Augmentation, load_teacher: Callable[[str, int], nn.Module]):
     """Augmentation and loss that learn from the labels alone."""
     return augment, F.nll_loss
 
 
 def distillation(
     augment: Augmentation,
-    images: int,
-    device: torch.device | str,
-    folder: Path,
+    load_teacher: Callable[[str, int], nn.Module],
     teacher: str,
     teachers: int,
     temperature: float = 2.0,
     weight: float = 0.9,
 ):
-    """Augmentation and loss that learn from the first seeds of the recipe `teacher`, trained on as many `images`."""
-    networks = []
-    for seed in range(1, teachers + 1):
-        path = folder / f"{teacher}-{images}-{seed}.pt"
-        if not path.exists():
-            raise ValueError(f"the teacher {path} is missing: run {teacher}, seed {seed}, with the same options first")
-        networks.append(utils.to_device(storage.load_weights(RECIPES[teacher].network(), path), device))
+    """Augmentation and loss that learn from the networks of the first seeds of the recipe `teacher`."""
+    networks = [load_teacher(teacher, seed) for seed in range(1, teachers + 1)]
     student = Distillation(networks, augment, temperature, weight)
     return student.augment, student.loss
 
@@ -144,62 +137,64 @@ class Recipe:
     augment: partial  # (share of the training that is done) → function of images
     epochs: int
     batch_size: int
-    loss: partial = partial(cross_entropy)  # (augmentation, images, device, teachers' folder) → augmentation, loss
+    loss: partial = partial(cross_entropy)  # (augmentation, function that loads a teacher) → augmentation, loss
     teaches: bool = False  # others learn from its networks, so they are kept
 
     def build(self, images: int, device: torch.device | str = "cpu", folder: Path = TEACHERS) -> utils.Run:
         """A new run on so many `images`, to be called after `torch.manual_seed`; `folder` holds the teachers."""
+
+        def load_teacher(recipe: str, seed: int) -> nn.Module:
+            path = folder / f"{recipe}-{images}-{seed}.pt"
+            if not path.exists():
+                raise ValueError(
+                    f"the teacher {path} is missing: run {recipe}, seed {seed}, with the same options first"
+                )
+            return utils.to_device(storage.load_weights(RECIPES[recipe].network(), path), device)
+
         network = utils.to_device(self.network(), device)
         optimizer = self.optimizer(network)
         steps_per_epoch = math.ceil(images / self.batch_size)
         scheduler = self.scheduler(optimizer, steps_per_epoch, self.epochs)
-        steps = self.epochs * steps_per_epoch
-        augment, loss_fn = self.loss(self.augment(lambda: scheduler.last_epoch / steps), images, device, folder)
+        augment = self.augment(lambda: scheduler.last_epoch / (self.epochs * steps_per_epoch))
+        augment, loss_fn = self.loss(augment, load_teacher)
         return utils.Run(network, optimizer, scheduler, augment, loss_fn, self.epochs, self.batch_size)
 
     def settings(self) -> dict:
         """What decides a run, but for seed and data, as JSON knows it: names of functions and all their arguments."""
         settings = dict(epochs=self.epochs, batch_size=self.batch_size)
         for part in PARTS:
-            settings |= {part: getattr(self, part).func.__name__} | _arguments(getattr(self, part))
+            function = getattr(self, part)
+            settings |= {part: function.func.__name__} | {p.name: p.default for p in _settings(function)}
         return json.loads(json.dumps(settings))
 
     def changed(self, title: str, **changes: object) -> "Recipe":
         """This recipe with other settings; `ValueError` for a name that it has not, or a value of another type."""
         recipe = replace(self, title=title)
         for name, value in changes.items():
-            owners = {"": recipe} | {part: getattr(recipe, part) for part in PARTS}
-            kinds = {part: _kinds(owner) for part, owner in owners.items()}
-            known = {setting: part for part in kinds for setting in kinds[part]}
+            known = dict(epochs=("", int), batch_size=("", int))
+            known |= {p.name: (part, p.annotation) for part in PARTS for p in _settings(getattr(recipe, part))}
             if name not in known:
                 (near,) = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
                 raise ValueError(f"{name} is no setting of this recipe; the nearest is {near}")
-            part, kind = known[name], kinds[known[name]][name]
+            part, kind = known[name]
             value = float(value) if kind is float and type(value) is int else value
             numbers = kind == Sequence[int] and isinstance(value, list | tuple) and {type(v) for v in value} == {int}
             if not numbers and type(value) is not kind:
                 raise ValueError(f"{name} must be {getattr(kind, '__name__', kind)}, got {value!r}")
             if kind is int and value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
-            recipe = replace(recipe, **{part: partial(owners[part], **{name: value})} if part else {name: value})
+            change = {part: partial(getattr(recipe, part), **{name: value})} if part else {name: value}
+            recipe = replace(recipe, **change)
         return recipe
 
 
 PARTS = "network", "optimizer", "scheduler", "augment", "loss"
 
 
-def _arguments(function: partial) -> dict:
-    """The arguments of `function` that are set, or have a default."""
+def _settings(function: partial) -> list[inspect.Parameter]:
+    """The parameters of `function` that are set, or have a default."""
     parameters = inspect.signature(function).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
-
-
-def _kinds(owner: "partial | Recipe") -> dict[str, type]:
-    """The type of every setting of a recipe's part, or, of a recipe, of the numbers that are its own."""
-    if isinstance(owner, Recipe):
-        return dict(epochs=int, batch_size=int)
-    parameters = inspect.signature(owner).parameters
-    return {name: parameters[name].annotation for name in _arguments(owner)}
+    return [parameter for parameter in parameters if parameter.default is not inspect.Parameter.empty]
 
 
 # The reference recipe's numbers are those of the notebook's run.

@@ -23,17 +23,18 @@ def _load(name: str) -> dict:
     return storage.load_record(RESULTS / f"{name}.json")
 
 
-def _folders(folder: Path) -> list[Path]:
-    """The folders of records in `folder`; `ValueError` naming what is something else."""
-    for path in folder.iterdir():
+def _folders(kind: str) -> list[Path]:
+    """The folders of records in results/`kind`; `ValueError` naming what is something else."""
+    paths = sorted(path for path in (RESULTS / kind).iterdir() if path.suffix != ".json")
+    for path in paths:
         if not path.is_dir() or path.name.startswith("."):
             raise ValueError(f"{path} is no folder of records; move it away")
-    return sorted(folder.iterdir())
+    return paths
 
 
 def _recipes() -> list[str]:
     """The recorded recipes that are no ablation."""
-    return [path.name for path in _folders(RESULTS / "runs") if path.name not in ABLATIONS]
+    return [path.name for path in _folders("runs") if path.name not in ABLATIONS]
 
 
 def runs(name: str) -> list[dict]:
@@ -44,13 +45,9 @@ def runs(name: str) -> list[dict]:
     return [check_record(path, study.describe(int(path.stem))) for path in paths]
 
 
-def _final(records: list[dict]) -> list[float]:
-    return [record["history"]["test_accuracy"][-1] for record in records]
-
-
 def finals(name: str) -> list[float]:
     """The test accuracies (fractions) after the last epoch of all seeds of the recipe `name`."""
-    return _final(runs(name))
+    return [record["history"]["test_accuracy"][-1] for record in runs(name)]
 
 
 def summary(values: list[float]) -> str:
@@ -59,8 +56,10 @@ def summary(values: list[float]) -> str:
     return f"{100 * statistics.mean(values):.3f}{spread} %"
 
 
-def _ends(values: list[float]) -> list[str]:
-    return [f"{100 * end(values):.2f} %" for end in (min, max)]
+def _accuracy(name: str) -> list[object]:
+    """Parameters, number of seeds, mean ± standard deviation, least and greatest final accuracy of a recipe."""
+    final, parameters = finals(name), runs(name)[0]["parameters"]
+    return [f"{parameters:,}", len(final), summary(final), *(f"{100 * end(final):.2f} %" for end in (min, max))]
 
 
 def _table(header: str, rows: Iterable[Iterable[object]]) -> str:
@@ -110,31 +109,21 @@ def hyperparameters() -> str:
 
 def seeds() -> str:
     """One row per recipe: the final accuracies of its seeds."""
-    rows = []
-    for name in _recipes():
-        records = runs(name)
-        final = _final(records)
-        counts = f"{records[0]['parameters']:,}", RECIPES[name].epochs, len(final)
-        rows.append([f"`{name}`", RECIPES[name].title, *counts, summary(final), *_ends(final)])
-    return _table(
-        "recipe | description | parameters: | epochs: | seeds: | final test accuracy, mean ± sd: | min: | max:", rows
-    )
+    rows = [[f"`{name}`", RECIPES[name].title, RECIPES[name].epochs, *_accuracy(name)] for name in _recipes()]
+    header = "recipe | description | epochs: | parameters: | seeds: | final test accuracy, mean ± sd: | min: | max:"
+    return _table(header, rows)
 
 
 def ingredients() -> str:
     """One row per ablation of the reference recipe, the best first."""
-    reference, rows = statistics.mean(finals("reference")), []
-    for name in ("reference", *ABLATIONS):
-        records = runs(name)
-        final = _final(records)
-        difference = statistics.mean(final) - reference
-        change, delta = (RECIPES[name].title, f"{10_000 * difference:+.0f}") if name in ABLATIONS else ("none", "")
-        cells = [f"`{name}`", change, f"{records[0]['parameters']:,}", len(final), summary(final), *_ends(final), delta]
-        rows.append((-difference, cells))
-    header = (
-        "recipe | change | parameters: | seeds: | final test accuracy, mean ± sd: | min: | max: | Δ correct per 10,000:"
-    )
-    return _table(header, [cells for _, cells in sorted(rows)])
+    means = {name: statistics.mean(finals(name)) for name in ("reference", *ABLATIONS)}
+    rows = []
+    for name in sorted(means, key=lambda name: -means[name]):
+        change = RECIPES[name].title if name in ABLATIONS else "none"
+        delta = f"{10_000 * (means[name] - means['reference']):+.0f}" if name in ABLATIONS else ""
+        rows.append([f"`{name}`", change, *_accuracy(name), delta])
+    header = "recipe | change | parameters: | seeds: | final test accuracy, mean ± sd: | min: | max:"
+    return _table(f"{header} | Δ correct per 10,000:", rows)
 
 
 def frontier() -> str:
@@ -144,10 +133,9 @@ def frontier() -> str:
         source = f"[{peer['source']}]({peer['url']})"
         rows.append((peer["parameters"], source, peer["runs"], f"{100 * peer['accuracy']:.2f} %", peer["training"]))
     for name in _recipes():
-        recipe, records = RECIPES[name], runs(name)
-        count, final = records[0]["parameters"], _final(records)
+        count, final = runs(name)[0]["parameters"], finals(name)
         if count < 20_000:
-            training = f"{recipe.title}; {recipe.epochs} epochs"
+            training = f"{RECIPES[name].title}; {RECIPES[name].epochs} epochs"
             rows.append((count, f"`{name}`", f"all of {len(final)} seeds", summary(final), training))
     rows = [(f"{count:,}", *cells) for count, *cells in sorted(rows, reverse=True)]
     return _table("parameters: | network | runs | test accuracy: | training", rows)
@@ -164,7 +152,7 @@ def trials() -> str:
             rows.append(
                 (epochs, trial["validation_loss"], trial["validation_accuracy"], trial["parameters"], 1, setting)
             )
-    for folder in (path for path in sorted((RESULTS / "trials").iterdir()) if path.suffix != ".json"):
+    for folder in _folders("trials"):
         records = storage.load_records(folder)
         last = [(record["history"]["test_loss"][-1], record["history"]["test_accuracy"][-1]) for record in records]
         loss, accuracy = (statistics.mean(values) for values in zip(*last))
@@ -191,13 +179,9 @@ def kills() -> str:
 
 
 def own_digits() -> str:
-    """How well pasted digits are read."""
-    record = _load("own_digits")
-    accuracies = (f"{100 * record[name]:.2f} %" for name in ("original_accuracy", "pasted_accuracy"))
-    return _table(
-        "test digits: | accuracy as they are: | pasted: | refused:",
-        [(record["digits"], *accuracies, record["refused"])],
-    )
+    """How digits in each kind of picture are read."""
+    rows = [(kind, *counts.values()) for kind, counts in _load("own_digits")["kinds"].items()]
+    return _table("kind of picture | right: | refused: | wrong: | wrong with p > 0.9:", rows)
 
 
 def _span(ratio: dict[str, float]) -> str:
@@ -215,8 +199,6 @@ def speed() -> str:
         )
     memory = (f"{record['peak_memory_mb'][loop]:,}" for loop in ("reference", "ours"))
     rows += [("peak memory, MB", *memory, "")]
-    peak = f"{record['share_of_matrix_peak']:.0%} of {record['matrix_peak_gflops']:.0f}"
-    rows += [("convolutions' share of the fastest matrix product, GFLOP/s", "", peak, "")]
     return _table("measure | reference's loop: | ours: | times as fast, median (range):", rows)
 
 

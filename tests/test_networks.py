@@ -8,12 +8,14 @@ from torch import nn
 from torchvision import transforms
 
 import utils
-from experiments.networks import Deskew, Distillation, FastNet, SmallNet, TinyNet
+from experiments.networks import Deskew, Distillation, FastNet, LargeNet, SmallNet, TinyNet
 from experiments.recipes import RECIPES
 from model import Net, receptive_field
 
 
-@pytest.mark.parametrize("network", [SmallNet(), TinyNet(), FastNet(), Deskew()], ids=lambda n: type(n).__name__)
+@pytest.mark.parametrize(
+    "network", [SmallNet(), TinyNet(), FastNet(), LargeNet(), Deskew()], ids=lambda n: type(n).__name__
+)
 def test_wrong_input_is_named(network):
     for images in (torch.zeros(2, 28, 28), torch.zeros(2, 1, 32, 32), torch.zeros(2, 1, 28, 28, dtype=torch.uint8)):
         with pytest.raises(ValueError, match=rf"^{type(network).__name__} takes float images \[B, 1, 28, 28\]"):
@@ -31,11 +33,21 @@ def test_fast_network_pools_before_batch_norm():
     network, x = FastNet().eval(), torch.randn(3, 1, 28, 28)
     images = x
     for block, pool in zip((network.conv1, network.conv2, network.conv3, network.conv4), (2, 1, 2, 1)):
-        nn.init.normal_(block[2].bias)
-        x = F.relu(block[2](F.max_pool2d(F.conv2d(x, block[0].weight), pool)))
+        nn.init.normal_(block[-2].bias)
+        x = F.relu(block[-2](F.max_pool2d(F.conv2d(x, block[0].weight), pool)))
     scores = x.mean((2, 3)) @ network.last[2].weight.T + network.last[2].bias
     torch.testing.assert_close(network(images), scores.log_softmax(1))
     assert sum(parameter.numel() for parameter in network.parameters()) == 19_450
+
+
+def test_large_network_computes_like_a_small_one_up_to_bfloat16():
+    torch.manual_seed(0)
+    large, x = LargeNet().eval(), torch.randn(5, 1, 28, 28)
+    small = SmallNet((32, 32), (96, 96, 128)).eval()
+    small.load_state_dict(large.state_dict())
+    output = large(x)
+    assert output.dtype == torch.float32 and not torch.equal(output, small(x))
+    torch.testing.assert_close(output, small(x), atol=0.01, rtol=0.01)
 
 
 @pytest.mark.parametrize(
