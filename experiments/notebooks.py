@@ -11,7 +11,6 @@ import argparse
 import base64
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -71,12 +70,13 @@ def main() -> None:
         for name, notebook in notebooks.items():
             storage.save_text(ROOT / f"{name}.ipynb", nbformat.writes(notebook) + "\n")
             for tag, png in pictures(notebook).items():
-                (ROOT / "results" / f"{tag}.png").write_bytes(png)
+                storage.write_atomically(ROOT / "results" / f"{tag}.png", lambda file, png=png: file.write(png))
         if "A6" in names:
             record = storage.load_record(clone / "runs" / "reference.json")
             command = shlex.join(["python", "-m", "experiments.notebooks", *sys.argv[1:]])
             storage.save_record(ROOT / "results" / "notebook.json", record | dict(command=command))
-            shutil.copyfile(clone / "runs" / "weights.pt", ROOT / "results" / "weights.pt")
+            weights = (clone / "runs" / "weights.pt").read_bytes()
+            storage.write_atomically(ROOT / "results" / "weights.pt", lambda file: file.write(weights))
 
 
 if __name__ == "__main__":

@@ -258,7 +258,6 @@ FAST = replace(ONE_CYCLE, network=partial(FastNet), batch_size=256, epochs=5).ch
 )
 TINY = replace(ONE_CYCLE, title="TinyNet", network=partial(TinyNet))
 TAUGHT = partial(distillation, teacher="small-37986", teachers=1)
-TAUGHT_BY_LARGE = partial(distillation, teacher="large", teachers=1)
 
 RECIPES: dict[str, Recipe] = {
     "reference": REFERENCE,
@@ -277,8 +276,9 @@ RECIPES: dict[str, Recipe] = {
     "tiny-2442": TINY.changed("TinyNet", **_amounts(0.7), channels=32, repeats=[2, 5]),
     "tiny-1642": TINY.changed("TinyNet", **_amounts(0.5), channels=24),
     "tiny-970": TINY.changed("TinyNet", **_amounts(0.25)),
-    "tiny-1927": replace(TINY, loss=TAUGHT_BY_LARGE).changed("TinyNet, with a teacher", **_amounts(0.6), channels=27),
-    "tiny-970-teacher": replace(TINY, loss=TAUGHT_BY_LARGE).changed("TinyNet, with a teacher", **_amounts(0.25)),
+    "tiny-1927": replace(TINY, loss=partial(TAUGHT, teacher="large")).changed(
+        "TinyNet, with a teacher", **_amounts(0.6), channels=27
+    ),
     "tiny-970-deskewed": replace(TINY, network=partial(deskewed_tiny_net, zoom=1.2)).changed(
         "TinyNet, digits deskewed", **_amounts(0.25)
     ),
