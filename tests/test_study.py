@@ -1,5 +1,7 @@
 """Studies: the same numbers whoever runs them; a record counts for exactly the run that it describes."""
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -8,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -17,7 +20,7 @@ import storage
 import utils
 from experiments import report
 from experiments.recipes import ABLATIONS, RECIPES
-from experiments.study import Study
+from experiments.study import Study, main
 
 RECORDED = sorted(path.name for path in Path("results/runs").glob("*"))
 TRY = ["--images", "300"]
@@ -36,9 +39,12 @@ def study(folder: Path, *arguments) -> str:
 
 def refused(*arguments) -> str:
     """The one line that `study` says before it ends without training."""
-    finished = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=60)
-    assert finished.returncode != 0 and "Traceback" not in finished.stderr and "epoch" not in finished.stdout
-    return finished.stderr.strip().splitlines()[-1]
+    out, err = io.StringIO(), io.StringIO()
+    with mock.patch("sys.argv", ["study", *map(str, arguments)]), pytest.raises(SystemExit) as end:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            main()
+    assert end.value.code and "epoch" not in out.getvalue()
+    return end.value.code if isinstance(end.value.code, str) else err.getvalue().strip().splitlines()[-1]
 
 
 def histories(folder: Path) -> dict[int, dict]:
