@@ -401,7 +401,7 @@ def frontier(points: dict[int, list[float]], peers: list[tuple[str, int, float]]
     published = [(count, 100 * accuracy) for _, count, accuracy in peers]
     axes.scatter(*zip(*published), color=RED, marker="s", s=50, label="published by others, chosen on the test set")
     for (name, *_), place in zip(peers, published):
-        axes.annotate(name, place, (0, -8), textcoords="offset points", color=RED, fontsize=9, ha="center", va="top")
+        axes.annotate(name, place, (4, -4), textcoords="offset points", color=RED, fontsize=9, va="top", rotation=-50)
     lowest = min(means + [accuracy for _, accuracy in published])
     axes.set(xscale="log", xlim=(500, 1.15 * limit), ylim=(lowest - 0.2, 99.8))
     axes.set(xlabel="parameters (logarithmic scale)", ylabel="test accuracy after the last epoch (%)")

@@ -45,6 +45,21 @@ def whole(tiny):
     return fit(tiny, None)
 
 
+@pytest.fixture(scope="module")
+def written(tiny, tmp_path_factory):
+    """What the checkpoint of the whole run holds."""
+    path = tmp_path_factory.mktemp("written") / "run.pt"
+    fit(tiny, path)
+    return path.read_bytes()
+
+
+@pytest.fixture
+def finished(written, tmp_path):
+    """The file of the whole run's checkpoint."""
+    (tmp_path / "run.pt").write_bytes(written)
+    return tmp_path / "run.pt"
+
+
 def assert_same(run, whole):
     (model, history), (expected, expected_history) = run, whole
     for name, value in expected.state_dict().items():
@@ -151,13 +166,11 @@ def brighten(factor):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_checkpoint_of_another_run_is_neither_loaded_nor_overwritten(tiny, tmp_path, change, part):
-    path = tmp_path / "run.pt"
-    fit(tiny, path)
-    before = path.read_bytes()
-    with pytest.raises(RuntimeError, match=rf"{path} is a checkpoint of another run: .*{part}.*Delete or rename it"):
-        fit(tiny, path, **change)
-    assert path.read_bytes() == before
+def test_a_checkpoint_of_another_run_is_neither_loaded_nor_overwritten(tiny, written, finished, change, part):
+    message = rf"{finished} is a checkpoint of another run: .*{part}.*Delete or rename it"
+    with pytest.raises(RuntimeError, match=message):
+        fit(tiny, finished, **change)
+    assert finished.read_bytes() == written
 
 
 @pytest.mark.parametrize(
@@ -177,10 +190,9 @@ def test_what_an_augmentation_computes_is_part_of_the_run(tiny, tmp_path, one, o
         fit(tiny, tmp_path / "run.pt", augment=other, epochs=1)
 
 
-def test_the_same_arguments_written_otherwise_are_the_same_run(tiny, whole, tmp_path):
-    assert_same(fit(tiny, tmp_path / "run.pt"), whole)
+def test_the_same_arguments_written_otherwise_are_the_same_run(tiny, whole, finished):
     same = partial(utils.augment, max_degrees=15.0, zoom_probability=0.1)
-    assert_same(fit(tiny, tmp_path / "run.pt", augment=same), whole)
+    assert_same(fit(tiny, finished, augment=same), whole)
 
 
 def test_another_lambda_in_the_schedule_is_another_run(tiny, tmp_path):
@@ -216,39 +228,33 @@ def test_two_writers_leave_whole_snapshots_only(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["file.pt"]
 
 
-def test_other_data_is_another_run(tiny, tmp_path):
-    path = tmp_path / "run.pt"
-    fit(tiny, path)
+def test_other_data_is_another_run(tiny, finished):
     (images, labels), test = tiny
     with pytest.raises(RuntimeError, match="another run: training data differ"):
-        fit(((images.flip(0), labels.flip(0)), test), path)
+        fit(((images.flip(0), labels.flip(0)), test), finished)
 
 
 @pytest.mark.parametrize("place", [i / 12 for i in range(13)])
-def test_an_altered_byte_in_a_checkpoint_never_yields_another_result(tiny, whole, tmp_path, place):
-    path = tmp_path / "run.pt"
-    fit(tiny, path)
-    content = bytearray(path.read_bytes())
+def test_an_altered_byte_in_a_checkpoint_never_yields_another_result(tiny, whole, finished, place):
+    content = bytearray(finished.read_bytes())
     content[int(place * (len(content) - 1))] ^= 0x55
-    path.write_bytes(content)
+    finished.write_bytes(content)
     try:
-        run = fit(tiny, path)
+        run = fit(tiny, finished)
     except RuntimeError as error:
-        assert str(path) in str(error) and "Delete or rename it" in str(error)
-        assert path.read_bytes() == bytes(content), "the damaged file is left as it is"
+        assert str(finished) in str(error) and "Delete or rename it" in str(error)
+        assert finished.read_bytes() == bytes(content), "the damaged file is left as it is"
     else:
         assert_same(run, whole)  # the byte was padding
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 0.9, 0.999])
-def test_a_truncated_checkpoint_is_named_and_left_alone(tiny, tmp_path, keep):
-    path = tmp_path / "run.pt"
-    fit(tiny, path)
-    content = path.read_bytes()[: int(keep * path.stat().st_size)]
-    path.write_bytes(content)
-    with pytest.raises(RuntimeError, match=rf"{path} is damaged .*Delete or rename it"):
-        fit(tiny, path)
-    assert path.read_bytes() == content
+def test_a_truncated_checkpoint_is_named_and_left_alone(tiny, written, finished, keep):
+    content = written[: int(keep * len(written))]
+    finished.write_bytes(content)
+    with pytest.raises(RuntimeError, match=rf"{finished} is damaged .*Delete or rename it"):
+        fit(tiny, finished)
+    assert finished.read_bytes() == content
 
 
 def test_a_foreign_file_is_named_and_runs_no_code(tiny, tmp_path):
