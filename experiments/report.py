@@ -109,7 +109,8 @@ def hyperparameters() -> str:
 
 def seeds() -> str:
     """One row per recipe: the final accuracies of its seeds."""
-    rows = [[f"`{name}`", RECIPES[name].title, RECIPES[name].epochs, *_accuracy(name)] for name in _recipes()]
+    accuracies = {name: _accuracy(name) for name in _recipes()}
+    rows = [[f"`{name}`", RECIPES[name].title, RECIPES[name].epochs, *cells] for name, cells in accuracies.items()]
     header = "recipe | description | epochs: | parameters: | seeds: | final test accuracy, mean ± sd: | min: | max:"
     return _table(header, rows)
 

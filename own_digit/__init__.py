@@ -201,7 +201,7 @@ def _without_lines(ink: np.ndarray) -> np.ndarray:
         regions, _ = ndimage.label(lines, np.ones((3, 3)))
         for number, box in enumerate(ndimage.find_objects(regions), 1):
             thickness = (regions[box] == number).sum() / (box[1].stop - box[1].start)
-            if thickness <= 0.04 * max(ink.shape) + 1:
+            if thickness <= 0.05 * max(ink.shape):
                 line = ndimage.binary_dilation(regions == number, np.ones((3, 1)), iterations=2)
                 line &= ink < 1.4 * np.median(ink[regions == number])  # a darker pen crosses it
                 strokes_across = ndimage.grey_opening(ink, (2 * round(thickness) + 5, 1))
