@@ -106,9 +106,14 @@ def _same(saved: object, value: str | Tensor) -> bool:
     return bool((saved - value).abs().mean() <= 1e-3 * value.abs().mean())
 
 
+def save_bytes(path: str | Path, content: bytes) -> None:
+    """Write `content` to `path`."""
+    write_atomically(path, lambda file: file.write(content))
+
+
 def save_text(path: str | Path, text: str) -> None:
     """Write `text` to `path` in UTF-8."""
-    write_atomically(path, lambda file: file.write(text.encode()))
+    save_bytes(path, text.encode())
 
 
 def save_record(path: str | Path, record: dict) -> None:

@@ -26,7 +26,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchvision.datasets import MNIST
 from tqdm.auto import tqdm
 
-from storage import load_checkpoint, save_checkpoint, write_atomically
+from storage import load_checkpoint, save_bytes, save_checkpoint
 
 MEAN, STD = 0.1307, 0.3081  # of the 60,000 training images, grey values in [0, 1]; the notebook computes them
 
@@ -82,7 +82,7 @@ def _fetch(path: Path, md5: str) -> bytes:
             failures.append(f"{mirror}: not the file")
             continue
         try:
-            write_atomically(path, lambda file, content=download: file.write(content))
+            save_bytes(path, download)
         except OSError:
             pass  # a read-only folder: the next run downloads again
         return download

@@ -70,13 +70,12 @@ def main() -> None:
         for name, notebook in notebooks.items():
             storage.save_text(ROOT / f"{name}.ipynb", nbformat.writes(notebook) + "\n")
             for tag, png in pictures(notebook).items():
-                storage.write_atomically(ROOT / "results" / f"{tag}.png", lambda file, png=png: file.write(png))
+                storage.save_bytes(ROOT / "results" / f"{tag}.png", png)
         if "A6" in names:
             record = storage.load_record(clone / "runs" / "reference.json")
             command = shlex.join(["python", "-m", "experiments.notebooks", *sys.argv[1:]])
             storage.save_record(ROOT / "results" / "notebook.json", record | dict(command=command))
-            weights = (clone / "runs" / "weights.pt").read_bytes()
-            storage.write_atomically(ROOT / "results" / "weights.pt", lambda file: file.write(weights))
+            storage.save_bytes(ROOT / "results" / "weights.pt", (clone / "runs" / "weights.pt").read_bytes())
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import colorsys
 import numpy as np
 from PIL import Image
 from scipy import ndimage
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 import storage
@@ -109,22 +110,27 @@ def _paper(kind: str, paper: np.ndarray, dark: float, mask: np.ndarray, draw: np
     return paper
 
 
+def count(network: nn.Module, images: Tensor, labels: Tensor, kind: str, draw: np.random.Generator) -> dict[str, int]:
+    """How many of the digits, each pasted into a picture of that `kind`, are read right, refused, or read wrong."""
+    counts = dict(right=0, refused=0, wrong=0, wrong_and_confident=0)
+    for image, label in zip(images.numpy(), labels.tolist()):
+        try:
+            digit, probabilities, _ = read_digit(network, paste(image, kind, draw))
+        except ValueError:
+            counts["refused"] += 1
+            continue
+        counts["right" if digit == label else "wrong"] += 1
+        counts["wrong_and_confident"] += int(digit != label and probabilities.max() > 0.9)
+    return counts
+
+
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     network = storage.load_weights(Net(), ROOT / "results" / "weights.pt")
     _, (images, labels) = utils.load_mnist(ROOT / "data", "cpu")
     correct = (utils.predict(network, images).argmax(1) == labels).nonzero()[:COUNT, 0]
-    draw, kinds = np.random.default_rng(SEED), {}
-    for kind in tqdm(KINDS, unit="kind"):
-        counts = kinds[kind] = dict(right=0, refused=0, wrong=0, wrong_and_confident=0)
-        for image, label in zip(images[correct].numpy(), labels[correct].tolist()):
-            try:
-                digit, probabilities, _ = read_digit(network, paste(image, kind, draw))
-            except ValueError:
-                counts["refused"] += 1
-                continue
-            counts["right" if digit == label else "wrong"] += 1
-            counts["wrong_and_confident"] += int(digit != label and probabilities.max() > 0.9)
+    draw = np.random.default_rng(SEED)
+    kinds = {kind: count(network, images[correct], labels[correct], kind, draw) for kind in tqdm(KINDS, unit="kind")}
     record = dict(digits=len(correct), kinds=kinds, seed=SEED, command="python -m experiments.pasted")
     storage.save_record(ROOT / "results" / "own_digits.json", record | storage.environment("cpu"))
 

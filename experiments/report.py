@@ -23,9 +23,9 @@ def _load(name: str) -> dict:
     return storage.load_record(RESULTS / f"{name}.json")
 
 
-def _folders(kind: str) -> list[Path]:
-    """The folders of records in results/`kind`; `ValueError` naming what is something else."""
-    paths = sorted(path for path in (RESULTS / kind).iterdir() if path.suffix != ".json")
+def _folders(kind: str, *files: str) -> list[Path]:
+    """The folders of records in results/`kind`, beside its `files`; `ValueError` naming what is something else."""
+    paths = sorted(path for path in (RESULTS / kind).iterdir() if path.name not in files)
     for path in paths:
         if not path.is_dir() or path.name.startswith("."):
             raise ValueError(f"{path} is no folder of records; move it away")
@@ -45,9 +45,13 @@ def runs(name: str) -> list[dict]:
     return [check_record(path, study.describe(int(path.stem))) for path in paths]
 
 
+def _final(records: list[dict]) -> list[float]:
+    return [record["history"]["test_accuracy"][-1] for record in records]
+
+
 def finals(name: str) -> list[float]:
     """The test accuracies (fractions) after the last epoch of all seeds of the recipe `name`."""
-    return [record["history"]["test_accuracy"][-1] for record in runs(name)]
+    return _final(runs(name))
 
 
 def summary(values: list[float]) -> str:
@@ -56,10 +60,15 @@ def summary(values: list[float]) -> str:
     return f"{100 * statistics.mean(values):.3f}{spread} %"
 
 
-def _accuracy(name: str) -> list[object]:
-    """Parameters, number of seeds, mean ± standard deviation, least and greatest final accuracy of a recipe."""
-    final, parameters = finals(name), runs(name)[0]["parameters"]
-    return [f"{parameters:,}", len(final), summary(final), *(f"{100 * end(final):.2f} %" for end in (min, max))]
+def _accuracy(records: list[dict]) -> list[object]:
+    """Parameters, number of seeds, mean ± standard deviation, least and greatest final accuracy of one recipe."""
+    final = _final(records)
+    return [
+        f"{records[0]['parameters']:,}",
+        len(final),
+        summary(final),
+        *(f"{100 * end(final):.2f} %" for end in (min, max)),
+    ]
 
 
 def _table(header: str, rows: Iterable[Iterable[object]]) -> str:
@@ -109,7 +118,7 @@ def hyperparameters() -> str:
 
 def seeds() -> str:
     """One row per recipe: the final accuracies of its seeds."""
-    accuracies = {name: _accuracy(name) for name in _recipes()}
+    accuracies = {name: _accuracy(runs(name)) for name in _recipes()}
     rows = [[f"`{name}`", RECIPES[name].title, RECIPES[name].epochs, *cells] for name, cells in accuracies.items()]
     header = "recipe | description | epochs: | parameters: | seeds: | final test accuracy, mean ± sd: | min: | max:"
     return _table(header, rows)
@@ -117,12 +126,12 @@ def seeds() -> str:
 
 def ingredients() -> str:
     """One row per ablation of the reference recipe, the best first."""
-    means = {name: statistics.mean(finals(name)) for name in ("reference", *ABLATIONS)}
-    rows = []
+    records, rows = {name: runs(name) for name in ("reference", *ABLATIONS)}, []
+    means = {name: statistics.mean(_final(records[name])) for name in records}
     for name in sorted(means, key=lambda name: -means[name]):
         change = RECIPES[name].title if name in ABLATIONS else "none"
         delta = f"{10_000 * (means[name] - means['reference']):+.0f}" if name in ABLATIONS else ""
-        rows.append([f"`{name}`", change, *_accuracy(name), delta])
+        rows.append([f"`{name}`", change, *_accuracy(records[name]), delta])
     header = "recipe | change | parameters: | seeds: | final test accuracy, mean ± sd: | min: | max:"
     return _table(f"{header} | Δ correct per 10,000:", rows)
 
@@ -134,7 +143,8 @@ def frontier() -> str:
         source = f"[{peer['source']}]({peer['url']})"
         rows.append((peer["parameters"], source, peer["runs"], f"{100 * peer['accuracy']:.2f} %", peer["training"]))
     for name in _recipes():
-        count, final = runs(name)[0]["parameters"], finals(name)
+        records = runs(name)
+        count, final = records[0]["parameters"], _final(records)
         if count < 20_000:
             training = f"{RECIPES[name].title}; {RECIPES[name].epochs} epochs"
             rows.append((count, f"`{name}`", f"all of {len(final)} seeds", summary(final), training))
@@ -153,7 +163,7 @@ def trials() -> str:
             rows.append(
                 (epochs, trial["validation_loss"], trial["validation_accuracy"], trial["parameters"], 1, setting)
             )
-    for folder in _folders("trials"):
+    for folder in _folders("trials", "screening.json", "frontier.json"):
         records = storage.load_records(folder)
         last = [(record["history"]["test_loss"][-1], record["history"]["test_accuracy"][-1]) for record in records]
         loss, accuracy = (statistics.mean(values) for values in zip(*last))

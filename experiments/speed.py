@@ -94,13 +94,20 @@ class Reference:
 class Ours:
     """`utils.train_epoch` with a recipe, or, on the way there, with another network and optimizer in its place."""
 
-    def __init__(self, folder: str, device: torch.device, recipe: str = "reference", **instead: Callable) -> None:
+    def __init__(
+        self,
+        folder: str,
+        device: torch.device,
+        recipe: str = "reference",
+        network: Callable[[], nn.Module] | None = None,
+        optimizer: Callable[..., optim.Optimizer] = optim.SGD,
+    ) -> None:
         (images, labels), (test_images, test_labels) = utils.load_mnist(ROOT / "data", device)
         self.train_set, self.test_set = (images[:TRAIN], labels[:TRAIN]), (test_images[:TEST], test_labels[:TEST])
         self.run = RECIPES[recipe].build(TRAIN, device)
-        if instead:
-            self.run.model = instead["network"]().to(device)
-            self.run.optimizer = instead.get("optimizer", optim.SGD)(self.run.model.parameters(), lr=0.25, momentum=0.9)
+        if network:
+            self.run.model = network().to(device)
+            self.run.optimizer = optimizer(self.run.model.parameters(), lr=0.25, momentum=0.9)
             self.run.scheduler = optim.lr_scheduler.ConstantLR(self.run.optimizer, factor=1.0)
 
     def train(self) -> None:

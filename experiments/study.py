@@ -232,7 +232,7 @@ def check(study: Study) -> None:
     except Exception as error:  # torch's own, of many kinds, for values out of range
         raise ValueError(f"{study.label} cannot be trained: {str(error).splitlines()[0]}") from error
     probe = study.folder / ".writable"
-    storage.write_atomically(probe, lambda file: None)
+    storage.save_bytes(probe, b"")
     probe.unlink()
 
 

@@ -51,13 +51,13 @@ def prepare(picture: Picture) -> Tensor:
     """
     grey = _grey(_open(picture))
     ink = _digit_ink(grey)
-    (box,) = ndimage.find_objects((ink > 0).astype(int))
+    box = _box(ink > 0)
     scale, margin = max(grey.size) / max(ink.shape), max(ink[box].shape)
     if scale > 1:  # what is small on a large page deserves all its pixels
         (top, bottom), (left, right) = ((scale * (side.start - margin), scale * (side.stop + margin)) for side in box)
         grey = grey.crop((max(left, 0), max(top, 0), min(right, grey.width), min(bottom, grey.height)))
         ink = _digit_ink(grey)
-        (box,) = ndimage.find_objects((ink > 0).astype(int))
+        box = _box(ink > 0)
     ink = ink[box]
     stroke = 4 * ndimage.distance_transform_edt(np.pad(ink > 0.5, 1))[1:-1, 1:-1][ink > 0.5].mean()
     radius = round((0.1 * max(ink.shape) - stroke) / 2)
@@ -139,6 +139,11 @@ def _grey(picture: Image.Image) -> Image.Image:
 # From brightness to the ink of one digit ------------------------------------------------------------------------------
 
 
+def _box(mask: np.ndarray) -> tuple[slice, slice]:
+    """The rows and columns that hold all of `mask`."""
+    return ndimage.find_objects(mask.astype(int))[0]
+
+
 def _digit_ink(grey: Image.Image) -> np.ndarray:
     """The ink of the one digit in the picture, float [H, W] from 0 (paper) to 1, at most 500 pixels long."""
     grey = grey.copy()
@@ -202,8 +207,9 @@ def _without_lines(ink: np.ndarray) -> np.ndarray:
         for number, box in enumerate(ndimage.find_objects(regions), 1):
             thickness = (regions[box] == number).sum() / (box[1].stop - box[1].start)
             if thickness <= 0.05 * max(ink.shape):
-                line = ndimage.binary_dilation(regions == number, np.ones((3, 1)), iterations=2)
-                line &= ink < 1.4 * np.median(ink[regions == number])  # a darker pen crosses it
+                line = regions == number
+                darkest = 1.4 * np.median(ink[line])  # a darker pen crosses it
+                line = ndimage.binary_dilation(line, np.ones((3, 1)), iterations=2) & (ink < darkest)
                 strokes_across = ndimage.grey_opening(ink, (2 * round(thickness) + 5, 1))
                 ink = np.where(line, strokes_across, ink)
         ink = ink.T
@@ -297,8 +303,7 @@ def _common_box(parts: list[_Part]) -> tuple[slice, slice]:
 
 def _count_digits(mask: np.ndarray) -> int:
     """How many digits the ink is: parts with narrow gaps between them are one, what is much shorter belongs to it."""
-    (box,) = ndimage.find_objects(mask.astype(int))
-    gap = 0.06 * max(mask[box].shape)
+    gap = 0.06 * max(mask[_box(mask)].shape)
     groups, _ = ndimage.label(ndimage.distance_transform_edt(~mask) <= max(gap / 2, 1))
     heights = [rows.stop - rows.start for rows, _ in ndimage.find_objects(groups)]
     return sum(height > 0.5 * max(heights) for height in heights)

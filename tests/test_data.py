@@ -127,7 +127,7 @@ def test_a_download_serves_also_where_it_cannot_be_kept(copy, mnist, serve, monk
     def read_only(*_):
         raise PermissionError("read-only file system")
 
-    monkeypatch.setattr(utils, "write_atomically", read_only)
+    monkeypatch.setattr(utils, "save_bytes", read_only)
     _, test = utils.load_mnist(copy.parent.parent, "cpu")
     assert torch.equal(test[1], mnist[1][1])
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 import storage
 import utils
-from experiments.pasted import KINDS, paste
+from experiments.pasted import KINDS, count
 from model import Net
 from own_digit import DrawingPad, prepare, read_digit
 
@@ -42,17 +42,10 @@ def test_mnist_digits_are_left_nearly_as_they_are(network, digits):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_digits_in_all_kinds_of_pictures_are_read_or_refused(network, digits, kind):
-    images, labels = (part[100:120] for part in digits)
-    draw, right, refused, confident = np.random.default_rng(7), 0, 0, 0
-    for image, label in zip(images, labels.tolist()):
-        try:
-            digit, probabilities, _ = read_digit(network, paste(image, kind, draw))
-        except ValueError:
-            refused += 1
-            continue
-        right += digit == label
-        confident += digit != label and probabilities.max() > 0.9
-    assert right + refused >= 0.9 * len(images) and confident <= 1 and right >= 0.6 * len(images)
+    images, labels = (torch.as_tensor(part[100:120]) for part in digits)
+    counts = count(network, images, labels, kind, np.random.default_rng(7))
+    assert counts["right"] + counts["refused"] >= 0.9 * len(images)
+    assert counts["wrong_and_confident"] <= 1 and counts["right"] >= 0.6 * len(images)
     record = json.loads(Path("results/own_digits.json").read_text())
     recorded, expected = record["kinds"][kind], 0.99 if kind == "clean" else 0.6 if kind == "shadow" else 0.8
     assert recorded["right"] >= expected * record["digits"]
@@ -153,8 +146,8 @@ def test_several_digits_are_refused(network, digits):
     first, second, blank = digits[0][0], digits[0][3], np.zeros((28, 28), np.uint8)
     diagonal = np.block([[first, blank, blank], [blank, second, blank], [blank, blank, first]])
     pages = np.concatenate([first, second], 1), np.concatenate([first, second], 0), diagonal, 255 - diagonal[:, ::-1]
-    for page, count in zip(pages, (2, 2, 3, 3)):
-        with pytest.raises(ValueError, match=f"{count} digits; cut out one"):
+    for page, number in zip(pages, (2, 2, 3, 3)):
+        with pytest.raises(ValueError, match=f"{number} digits; cut out one"):
             read_digit(network, page)
 
 

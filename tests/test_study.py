@@ -254,7 +254,9 @@ def test_each_ablation_changes_what_it_says(name):
     assert (nn.Linear in layers) == (name == "reference-fully-connected")
 
 
-@pytest.mark.parametrize("damage", ["missing", "empty", "foreign file", "foreign folder", "short", "unknown recipe"])
+@pytest.mark.parametrize(
+    "damage", ["missing", "empty", ".DS_Store", "notes.json", "foreign folder", "short", "unknown recipe"]
+)
 def test_the_report_names_what_is_no_full_run(tmp_path, monkeypatch, damage):
     shutil.copytree("results/runs/tiny-970", tmp_path / "runs" / "tiny-970")
     monkeypatch.setattr(report, "RESULTS", tmp_path)
@@ -266,8 +268,8 @@ def test_the_report_names_what_is_no_full_run(tmp_path, monkeypatch, damage):
             record.unlink()
     elif damage == "empty":
         path.write_text("")
-    elif damage == "foreign file":
-        path = tmp_path / "runs" / ".DS_Store"
+    elif damage in (".DS_Store", "notes.json"):
+        path = tmp_path / "runs" / damage
         path.write_text("")
     elif damage == "foreign folder":
         path = tmp_path / "runs" / ".ipynb_checkpoints"
