@@ -213,8 +213,8 @@ def connect(backend: str, address: str | None):
             import ray
             from ray.util.joblib import register_ray
 
-            ray.init(address=address or "auto")
             register_ray()
+            return ray.init(address=address or "auto")
     except ImportError as error:
         install = "pip install ray" if backend == "ray" else "pip install -r experiments/requirements.txt"
         raise ValueError(f"the back end {backend} is not installed ({error}): {install}") from error

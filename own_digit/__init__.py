@@ -279,7 +279,7 @@ class _Part(NamedTuple):
 def _on_paper(parts: list[_Part], page: tuple[int, int]) -> list[_Part]:
     """The parts that may be a digit: no frame, table, corner, hole or shadow, and no line below all others."""
     parts = [part for part in parts if not (part.is_disc or part.is_sheet) and part.straight_sides < 3]
-    parts = [part for part in parts if not (part.fills(page) and part.mask.mean() > 0.88)]
+    parts = [part for part in parts if not (part.fills(page) and part.mask.mean() > 0.72)]
     inside = [part for part in parts if not any(part.reaches(page))]
     edge = [part for part in parts if any(part.reaches(page))]
     cut_out = [part for part in edge if part.fills(page) and part.straight_sides < 2]
