@@ -1,7 +1,6 @@
 """Checkpoint and resume: a run that is stopped, killed or damaged ends with the same result, or says what to do."""
 
 import json
-import math
 import subprocess
 import sys
 import threading
@@ -13,25 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn, optim
 
+import runs
 import storage
 import utils
 from model import Net
+from runs import AUGMENT, EPOCHS
 
-EPOCHS = 5
-AUGMENT = partial(utils.augment, zoom_probability=0.1, max_degrees=15)
-
-
-def start(train, seed=1, learning_rate=0.1, network=Net, augment=AUGMENT, loss_fn=F.nll_loss, epochs=EPOCHS, batch=128):
-    torch.manual_seed(seed)
-    model = utils.to_device(network(dropout=0.1), "cpu")
-    optimizer = optim.SGD(model.parameters(), lr=learning_rate, momentum=0.9)
-    scheduler = optim.lr_scheduler.StepLR(optimizer, 3 * math.ceil(len(train[0]) / 128), gamma=0.1)
-    return utils.Run(model, optimizer, scheduler, augment, loss_fn, epochs, batch)
-
-
-def fit(small, path, fresh_start=False, **options):
-    run = start(small[0], **options)
-    return run.model, utils.fit(run, *small, path, fresh_start)
+fit = partial(runs.fit, dropout=0.1)  # which draws random numbers, too
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +29,14 @@ def tiny(small):
 @pytest.fixture(scope="module")
 def whole(tiny):
     """The uninterrupted run."""
-    return fit(tiny, None)
+    return fit(*tiny, None)
 
 
 @pytest.fixture(scope="module")
 def written(tiny, tmp_path_factory):
     """What the checkpoint of the whole run holds."""
     path = tmp_path_factory.mktemp("written") / "run.pt"
-    fit(tiny, path)
+    fit(*tiny, path)
     return path.read_bytes()
 
 
@@ -86,21 +73,21 @@ def test_an_interrupted_run_keeps_its_epochs_and_resumes_to_the_same_result(
 ):
     path = tmp_path / "run.pt"
     stop_in(epoch, KeyboardInterrupt(), monkeypatch)
-    model, history = fit(tiny, path)
+    model, history = fit(*tiny, path)
     monkeypatch.undo()
     assert f"stopped: {epoch - 1} of {EPOCHS} epochs were completed" in capsys.readouterr().out
     for name in history.keys() - {"seconds"}:
         assert history[name] == whole[1][name][: epoch - 1], name
     # the network is that of the last completed epoch, so that what follows fits the history
     assert utils.evaluate(model, *tiny[1]) == (history["test_loss"][-1], history["test_accuracy"][-1])
-    assert_same(fit(tiny, path), whole)
+    assert_same(fit(*tiny, path), whole)
     assert f"{epoch - 1} of {EPOCHS} epochs loaded from {path}" in capsys.readouterr().out
 
 
 def test_a_stop_before_the_first_epoch_is_complete_stops_the_notebook_too(tiny, tmp_path, monkeypatch, capsys):
     stop_in(1, KeyboardInterrupt(), monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        fit(tiny, tmp_path / "run.pt")
+        fit(*tiny, tmp_path / "run.pt")
     assert f"stopped: 0 of {EPOCHS} epochs" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
 
@@ -121,18 +108,18 @@ def test_a_run_with_another_schedule_and_optimizer_resumes_too(tiny, tmp_path, m
 
 def test_a_finished_run_is_loaded_and_not_trained_again(tiny, whole, tmp_path, monkeypatch, capsys):
     path = tmp_path / "run.pt"
-    assert_same(fit(tiny, path), whole)
+    assert_same(fit(*tiny, path), whole)
     monkeypatch.setattr(utils, "train_epoch", None)
-    assert_same(fit(tiny, path), whole)
+    assert_same(fit(*tiny, path), whole)
     assert f"{EPOCHS} of {EPOCHS} epochs loaded from {path}" in capsys.readouterr().out
 
 
 def test_a_fresh_start_retrains(tiny, whole, tmp_path, capsys):
     path = tmp_path / "run.pt"
     path.write_bytes(b"anything")
-    assert_same(fit(tiny, path, fresh_start=True), whole)
+    assert_same(fit(*tiny, path, fresh_start=True), whole)
     assert "loaded" not in capsys.readouterr().out
-    assert_same(fit(tiny, path), whole)
+    assert_same(fit(*tiny, path), whole)
 
 
 class Mirrored(Net):
@@ -155,7 +142,7 @@ def brighten(factor):
         (dict(seed=2), "seed, initial weights"),
         (dict(learning_rate=0.2), "optimizer, schedule"),
         (dict(epochs=EPOCHS + 1), "schedule, number of epochs"),
-        (dict(batch=64), "batch size"),
+        (dict(batch_size=64), "batch size"),
         (dict(augment=partial(utils.augment, zoom_probability=0.2, max_degrees=15)), "augmentation"),
         (dict(augment=partial(utils.augment, zoom_probability=0.1001, max_degrees=15)), "augmentation"),
         (dict(augment=partial(utils.shift, pixels=1)), "augmentation"),
@@ -169,7 +156,7 @@ def brighten(factor):
 def test_a_checkpoint_of_another_run_is_neither_loaded_nor_overwritten(tiny, written, finished, change, part):
     message = rf"{finished} is a checkpoint of another run: .*{part}.*Delete or rename it"
     with pytest.raises(RuntimeError, match=message):
-        fit(tiny, finished, **change)
+        fit(*tiny, finished, **change)
     assert finished.read_bytes() == written
 
 
@@ -184,20 +171,20 @@ def test_a_checkpoint_of_another_run_is_neither_loaded_nor_overwritten(tiny, wri
     ids=["keyword", "position", "closure", "lambda"],
 )
 def test_what_an_augmentation_computes_is_part_of_the_run(tiny, tmp_path, one, other):
-    fit(tiny, tmp_path / "run.pt", augment=one, epochs=1)
-    fit(tiny, tmp_path / "run.pt", augment=one, epochs=1)
+    fit(*tiny, tmp_path / "run.pt", augment=one, epochs=1)
+    fit(*tiny, tmp_path / "run.pt", augment=one, epochs=1)
     with pytest.raises(RuntimeError, match="another run: augment"):
-        fit(tiny, tmp_path / "run.pt", augment=other, epochs=1)
+        fit(*tiny, tmp_path / "run.pt", augment=other, epochs=1)
 
 
 def test_the_same_arguments_written_otherwise_are_the_same_run(tiny, whole, finished):
     same = partial(utils.augment, max_degrees=15.0, zoom_probability=0.1)
-    assert_same(fit(tiny, finished, augment=same), whole)
+    assert_same(fit(*tiny, finished, augment=same), whole)
 
 
 def test_another_lambda_in_the_schedule_is_another_run(tiny, tmp_path):
     for factor, same in ((0.5, True), (0.5, True), (0.25, False)):
-        run = start(tiny[0], epochs=1)
+        run = runs.start(tiny[0], epochs=1)
         run.scheduler = optim.lr_scheduler.LambdaLR(run.optimizer, lambda step, f=factor: f**step)
         if same:
             utils.fit(run, *tiny, tmp_path / "run.pt")
@@ -231,7 +218,7 @@ def test_two_writers_leave_whole_snapshots_only(tmp_path):
 def test_other_data_is_another_run(tiny, finished):
     (images, labels), test = tiny
     with pytest.raises(RuntimeError, match="another run: training data differ"):
-        fit(((images.flip(0), labels.flip(0)), test), finished)
+        fit((images.flip(0), labels.flip(0)), test, finished)
 
 
 @pytest.mark.parametrize("place", [i / 12 for i in range(13)])
@@ -240,7 +227,7 @@ def test_an_altered_byte_in_a_checkpoint_never_yields_another_result(tiny, whole
     content[int(place * (len(content) - 1))] ^= 0x55
     finished.write_bytes(content)
     try:
-        run = fit(tiny, finished)
+        run = fit(*tiny, finished)
     except RuntimeError as error:
         assert str(finished) in str(error) and "Delete or rename it" in str(error)
         assert finished.read_bytes() == bytes(content), "the damaged file is left as it is"
@@ -253,7 +240,7 @@ def test_a_truncated_checkpoint_is_named_and_left_alone(tiny, written, finished,
     content = written[: int(keep * len(written))]
     finished.write_bytes(content)
     with pytest.raises(RuntimeError, match=rf"{finished} is damaged .*Delete or rename it"):
-        fit(tiny, finished)
+        fit(*tiny, finished)
     assert finished.read_bytes() == content
 
 
@@ -265,26 +252,26 @@ def test_a_foreign_file_is_named_and_runs_no_code(tiny, tmp_path):
     path = tmp_path / "run.pt"
     torch.save(Evil(), path)
     with pytest.raises(RuntimeError, match=rf"{path} .*Delete or rename it"):
-        fit(tiny, path)
+        fit(*tiny, path)
     assert not (tmp_path / "was here").exists()
     torch.save({"weights": torch.zeros(3)}, path)
     with pytest.raises(RuntimeError, match=rf"{path} is no checkpoint of a training run.*Delete or rename it"):
-        fit(tiny, path)
+        fit(*tiny, path)
 
 
 def test_a_disk_that_cannot_be_written_costs_the_checkpoint_not_the_run(tiny, whole, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.warns(UserWarning, match="could not be written, training continues"):
-        assert_same(fit(tiny, tmp_path / "file" / "run.pt"), whole)
+        assert_same(fit(*tiny, tmp_path / "file" / "run.pt"), whole)
 
 
 def test_a_loss_that_explodes_leaves_the_good_epochs_in_the_checkpoint(tiny, whole, tmp_path, monkeypatch):
     path = tmp_path / "run.pt"
     stop_in(3, FloatingPointError("epoch  3/5: the loss became nan"), monkeypatch)
     with pytest.raises(FloatingPointError, match="epoch  3/5"):
-        fit(tiny, path)
+        fit(*tiny, path)
     monkeypatch.undo()
-    assert_same(fit(tiny, path), whole)
+    assert_same(fit(*tiny, path), whole)
 
 
 def test_twenty_kills_lose_no_epoch(tmp_path):
