@@ -250,14 +250,18 @@ def _amounts(share: float) -> dict[str, float]:
 
 
 SMALL = replace(ONE_CYCLE, title="SmallNet, one cycle", network=partial(SmallNet))
+STRONG = dict(max_degrees=15.0, max_shift=1.5, max_scale=0.1, max_shear=0.1)  # for networks with room for more variety
 LARGE = replace(ONE_CYCLE, network=partial(LargeNet), teaches=True).changed(
-    "LargeNet, a teacher", learning_rate=0.2, max_degrees=15.0, max_shift=1.5, max_scale=0.1, max_shear=0.1
+    "LargeNet, a teacher", learning_rate=0.2, **STRONG
 )
 FAST = replace(ONE_CYCLE, network=partial(FastNet), batch_size=256, epochs=5).changed(
     "FastNet, fading augmentation", learning_rate=0.8, weight_decay=3e-4, fade_from=0.5, fade_to=0.3
 )
 TINY = replace(ONE_CYCLE, title="TinyNet", network=partial(TinyNet))
 TAUGHT = partial(distillation, teacher="small-37986", teachers=1)
+SMALL_TAUGHT = replace(SMALL, loss=partial(TAUGHT, teacher="large")).changed(
+    "SmallNet, with a large teacher, fading augmentation", **STRONG, fade_from=0.6, fade_to=0.33
+)
 
 RECIPES: dict[str, Recipe] = {
     "reference": REFERENCE,
@@ -269,6 +273,8 @@ RECIPES: dict[str, Recipe] = {
     ),
     "large": LARGE,
     "fast": FAST,
+    "small-19778": SMALL_TAUGHT.changed(SMALL_TAUGHT.title, before=[12, 12], after=[24, 32, 29]),
+    "small-9710-taught": SMALL_TAUGHT,
     "small-9710": SMALL,
     "small-9710-short": SMALL.changed("SmallNet, 6 epochs", epochs=6),
     "small-4962": replace(SMALL, loss=TAUGHT).changed("SmallNet, with a teacher", before=[8, 8], after=[8, 16, 16]),
