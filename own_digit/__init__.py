@@ -218,11 +218,12 @@ def _without_lines(ink: np.ndarray) -> np.ndarray:
 
 def _level_lines(mask: np.ndarray) -> np.ndarray:
     """Where `mask` holds straight lines of at least 0.85 of its width that rise or fall by at most 4 degrees."""
-    lines = np.zeros(mask.shape, dtype=bool)
-    for slope in np.tan(np.deg2rad(range(-4, 5))):
+    lines, length = np.zeros(mask.shape, dtype=bool), int(0.85 * mask.shape[1])
+    slopes = np.tan(np.deg2rad(range(-4, 5))) if mask.any(0).sum() >= length else []
+    for slope in slopes:
         fall = np.round(slope * np.arange(mask.shape[1])).astype(int)
         rows = (np.arange(mask.shape[0])[:, None] + fall) % mask.shape[0]
-        level = ndimage.grey_opening(np.take_along_axis(mask, rows, 0).astype(np.uint8), (1, int(0.85 * mask.shape[1])))
+        level = ndimage.grey_opening(np.take_along_axis(mask, rows, 0).astype(np.uint8), (1, length), mode="constant")
         np.put_along_axis(lines, rows, np.take_along_axis(lines, rows, 0) | (level > 0), 0)
     return lines
 
