@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import experiments
 import utils
 
 os.environ |= dict(A6_SMOKE="1", TQDM_DISABLE="1")
@@ -15,7 +16,7 @@ os.environ |= dict(A6_SMOKE="1", TQDM_DISABLE="1")
 @pytest.fixture(scope="session")
 def mnist():
     """((train images, train labels), (test images, test labels)) on the CPU."""
-    return utils.load_mnist("data", "cpu")
+    return utils.load_mnist(experiments.ROOT / "data", "cpu")
 
 
 @pytest.fixture(scope="session")

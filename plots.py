@@ -257,7 +257,8 @@ def class_accuracy(labels: Tensor, log_probabilities: Tensor) -> Figure:
         accuracy, interval = k / n, stats.binomtest(k, n).proportion_ci(method="wilson")
         whiskers = [[100 * (accuracy - interval.low)], [100 * (interval.high - accuracy)]]
         axes.errorbar(digit, 100 * accuracy, whiskers, fmt="o", color=BLUE, capsize=4, markersize=7)
-        axes.annotate(f"{n - k} wrong", (digit, 100 * accuracy), (8, 3), textcoords="offset points", fontsize=9)
+        style = dict(textcoords="offset points", fontsize=9, bbox=dict(facecolor="white", edgecolor="none", pad=0.5))
+        axes.annotate(f"{n - k} wrong", (digit, 100 * accuracy), (8, 3), **style)
     mean = correct.mean().item()
     axes.axhline(100 * mean, color=GREY, linestyle="--", label=f"all classes: {mean:.2%}")
     axes.errorbar([], [], [], fmt="o", color=BLUE, capsize=4, label="one class, with its 95 % Wilson interval")

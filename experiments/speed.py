@@ -1,14 +1,21 @@
 """The reference solution's training loop and ours, step by step, in turn on this machine; records results/speed.json.
 
     python -m experiments.speed
+    python -m experiments.speed --busy
 
 Every round times each loop on the same few batches; ratios are taken within a round, so that what else the machine does
 touches both sides. The reference's loop (a DataLoader that transforms image by image, layers with zero-width replicate
 padding) is written anew from its description. The time to a result is that of set-up and of as many epochs, with their
 test passes, as its recipe has. Takes about ten minutes; run nothing else meanwhile.
+
+The second line records results/busy.json: how long an epoch takes beside other programs, by how OpenMP's threads wait
+for each other.
 """
 
 import argparse
+import contextlib
+import json
+import os
 import re
 import shlex
 import statistics
@@ -16,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -36,6 +43,9 @@ from model import Net
 TRAIN, TEST = 6_400, 5_000  # images per round
 NORMALIZE = [transforms.ToTensor(), transforms.Normalize((utils.MEAN,), (utils.STD,))]
 SHORTEST = "fast"  # the recipe that reaches the goal soonest
+# How OpenMP's threads wait for each other: GNU's default, what `experiments` sets, and no other thread to wait for.
+WAITING = dict(GOMP_SPINCOUNT="300000"), dict(GOMP_SPINCOUNT=os.environ["GOMP_SPINCOUNT"]), dict(OMP_NUM_THREADS="1")
+COMPANY = "alone", "beside a busy process", "beside another training"
 
 
 def reference_layers() -> nn.Module:
@@ -51,6 +61,16 @@ def reference_layers() -> nn.Module:
     return model
 
 
+def unpack(folder: str) -> None:
+    """MNIST, unpacked in `folder` for the loop that reads it from there, unless it is there already."""
+    raw = Path(folder) / "MNIST" / "raw"
+    if not raw.exists():
+        raw.mkdir(parents=True)
+        for path in (ROOT / "data" / "MNIST" / "raw").glob("*.gz"):
+            (raw / path.name).write_bytes(path.read_bytes())
+        MNIST(folder, download=True)
+
+
 class Reference:
     """The reference solution's loop."""
 
@@ -60,6 +80,7 @@ class Reference:
     ]
 
     def __init__(self, folder: str, device: torch.device) -> None:
+        unpack(folder)
         train = MNIST(folder, train=True, transform=transforms.Compose(self.augment + NORMALIZE))
         test = MNIST(folder, train=False, transform=transforms.Compose(NORMALIZE))
         self.train_loader = DataLoader(Subset(train, range(TRAIN)), batch_size=128, shuffle=True)
@@ -165,19 +186,53 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def unpack(folder: str) -> None:
-    """MNIST, unpacked in `folder` for the loop that reads it from there."""
-    raw = Path(folder) / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    for path in (ROOT / "data" / "MNIST" / "raw").glob("*.gz"):
-        (raw / path.name).write_bytes(path.read_bytes())
-    MNIST(folder, download=True)
+def child(name: str, rounds: int, **environment: str) -> subprocess.Popen:
+    """A process of its own that runs the loop `name`; after every round it prints seconds per epoch and peak memory."""
+    command = [sys.executable, "-m", "experiments.speed", "--child", name, "--rounds", str(rounds)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | environment)
 
 
-def peak_memory(name: str) -> int:
-    """Most memory, MB, that a process of its own needs for one round of the loop `name`."""
-    command = [sys.executable, "-m", "experiments.speed", "--memory", name]
-    return round(float(subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout))
+def be_child(loop: Reference | Ours, rounds: int, device: torch.device) -> None:
+    loop.test()
+    for _ in range(rounds + 1):  # the first round warms up
+        seconds = timed(loop.train, device) * 60_000 / TRAIN
+        # not getrusage's ru_maxrss, which starts at the parent's
+        peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        print(json.dumps(dict(seconds=seconds, memory_mb=round(int(peak[1]) / 1024))), flush=True)
+
+
+def last_round(process: subprocess.Popen) -> dict[str, float]:
+    return json.loads(process.communicate()[0].splitlines()[-1])
+
+
+@contextlib.contextmanager
+def beside(company: str, waiting: dict[str, str]) -> Iterator[None]:
+    """While another process computes all the time."""
+    if company == "alone":
+        yield
+        return
+    busy = [sys.executable, "-c", "print(flush=True)\nwhile True: pass"]
+    training = company == "beside another training"
+    process = child("ours", 10**6, **waiting) if training else subprocess.Popen(busy, stdout=subprocess.PIPE)
+    process.stdout.readline()  # it has begun
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def measure_busy(rounds: int) -> dict[str, dict[str, dict[str, float]]]:
+    """Seconds per training epoch, by the way in which threads wait, and by the company."""
+    titles = {"=".join(*waiting.items()): waiting for waiting in WAITING}
+    seconds = {title: {company: [] for company in COMPANY} for title in titles}
+    for _ in range(rounds):
+        for title, row in seconds.items():
+            for company, values in row.items():
+                with beside(company, titles[title]):
+                    values.append(last_round(child("ours", 1, **titles[title]))["seconds"])
+                print(f"{title}, {company}: {values[-1]:.1f} s per epoch", flush=True)
+    return {title: {company: spread(values) for company, values in row.items()} for title, row in seconds.items()}
 
 
 def measure(rounds: int, folder: str, device: torch.device) -> dict[str, dict[str, list[float]]]:
@@ -232,26 +287,24 @@ def summarise(seconds: dict[str, dict[str, list[float]]]) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s, after one to warm up")
-    parser.add_argument("--memory", choices=LOOPS, help="only run one round of this loop and print its peak memory, MB")
+    parser.add_argument("--busy", action="store_true", help="measure a training beside other programs")
+    parser.add_argument("--child", choices=LOOPS, help="only run this loop, for another process that measures")
     arguments = parser.parse_args()
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     torch.manual_seed(1)
+    about = dict(rounds=arguments.rounds, command=shlex.join(["python", "-m", "experiments.speed", *sys.argv[1:]]))
+    if arguments.busy:
+        record = dict(seconds=measure_busy(arguments.rounds)) | about | storage.environment(device)
+        storage.save_record(ROOT / "results" / "busy.json", record)
+        return
     with tempfile.TemporaryDirectory() as folder:
-        unpack(folder)
-        if arguments.memory:
-            loop = LOOPS[arguments.memory][2](folder, device)
-            loop.train()
-            loop.test()
-            # not getrusage's ru_maxrss, which starts at the parent's
-            status = Path("/proc/self/status").read_text()
-            print(int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024)
+        if arguments.child:
+            be_child(LOOPS[arguments.child][2](folder, device), arguments.rounds, device)
             return
-        record = summarise(measure(arguments.rounds, folder, device))
+        record = summarise(measure(arguments.rounds, folder, device)) | about
         record |= dict(
-            rounds=arguments.rounds,
             images_per_round=dict(train=TRAIN, test=TEST),
-            peak_memory_mb={name: peak_memory(name) for name in ("reference", "ours")},
-            command=shlex.join(["python", "-m", "experiments.speed", *sys.argv[1:]]),
+            peak_memory_mb={name: last_round(child(name, 1))["memory_mb"] for name in ("reference", "ours")},
         )
     storage.save_record(ROOT / "results" / "speed.json", record | storage.environment(device))
 
