@@ -231,9 +231,15 @@ def steps() -> str:
     return _table("step | training epoch, s: | times as fast, median (range): | decision", rows)
 
 
+def busy() -> str:
+    """How long a training epoch takes beside other programs."""
+    rows = [(f"`{waiting}`", *map(_span, row.values())) for waiting, row in _load("busy")["seconds"].items()]
+    return _table("threads | alone, s per epoch: | beside a busy process: | beside another training:", rows)
+
+
 PAGES = {
     "README.md": (result, hyperparameters),
-    "results/README.md": (seeds, ingredients, frontier, speed, time_to_goal, steps, kills, own_digits, trials),
+    "results/README.md": (seeds, ingredients, frontier, speed, time_to_goal, steps, busy, kills, own_digits, trials),
 }
 
 
