@@ -249,6 +249,7 @@ def class_accuracy(labels: Tensor, log_probabilities: Tensor) -> Figure:
     """Accuracy of each class with its 95 % Wilson interval, and of all of them together."""
     correct = (log_probabilities.argmax(1) == labels).float()
     figure, (axes,) = _subplots(1, 1, 9, 4.2, "Test accuracy of each class")
+    style = dict(textcoords="offset points", fontsize=9, bbox=dict(facecolor="white", edgecolor="none", pad=0.5))
     for digit in range(10):
         chosen = correct[labels == digit]
         if len(chosen) == 0:
@@ -257,7 +258,6 @@ def class_accuracy(labels: Tensor, log_probabilities: Tensor) -> Figure:
         accuracy, interval = k / n, stats.binomtest(k, n).proportion_ci(method="wilson")
         whiskers = [[100 * (accuracy - interval.low)], [100 * (interval.high - accuracy)]]
         axes.errorbar(digit, 100 * accuracy, whiskers, fmt="o", color=BLUE, capsize=4, markersize=7)
-        style = dict(textcoords="offset points", fontsize=9, bbox=dict(facecolor="white", edgecolor="none", pad=0.5))
         axes.annotate(f"{n - k} wrong", (digit, 100 * accuracy), (8, 3), **style)
     mean = correct.mean().item()
     axes.axhline(100 * mean, color=GREY, linestyle="--", label=f"all classes: {mean:.2%}")

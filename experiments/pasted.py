@@ -19,7 +19,7 @@ import storage
 import utils
 from experiments import ROOT
 from model import Net
-from own_digit import read_digit
+from own_digit import bounding_box, read_digit
 
 SEED, COUNT = 0, 300  # digits per kind
 KINDS = (
@@ -51,7 +51,7 @@ def paste(digit: np.ndarray, kind: str, draw: np.random.Generator) -> np.ndarray
         ink = ink[:, :, None]
     picture = np.clip(paper * (1 - ink) + dark * ink, 0, 1)
     if kind == "tight crop":
-        picture = picture[_box(ink > 0.5)]
+        picture = picture[bounding_box(ink > 0.5)]
     return 1 - picture if kind == "light on dark" else picture
 
 
@@ -60,16 +60,12 @@ def _disc(radius: float) -> np.ndarray:
     return np.hypot(*np.meshgrid(span, span)) <= max(radius, 0.5)
 
 
-def _box(mask: np.ndarray) -> tuple[slice, slice]:
-    return ndimage.find_objects(mask.astype(int))[0]
-
-
 def _paper(kind: str, paper: np.ndarray, dark: float, mask: np.ndarray, draw: np.random.Generator) -> np.ndarray:
     """The `paper` with what a picture of that `kind` has on it besides the digit, whose ink is `mask`."""
     height, width = paper.shape
     light, size, side = paper[0, 0], max(paper.shape), int(draw.integers(4))
     y, x = np.mgrid[:height, :width]
-    line, box = int(draw.integers(1, 4)), _box(mask)
+    line, box = int(draw.integers(1, 4)), bounding_box(mask)
     turned = np.rot90(paper, side)  # a view: what is drawn on its left side is drawn on one of the four
     if kind == "noisy, shaded":
         paper = paper * np.linspace(1, draw.uniform(0.7, 1.0), width) + draw.normal(0, 0.03, paper.shape)

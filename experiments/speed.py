@@ -44,7 +44,7 @@ TRAIN, TEST = 6_400, 5_000  # images per round
 NORMALIZE = [transforms.ToTensor(), transforms.Normalize((utils.MEAN,), (utils.STD,))]
 SHORTEST = "fast"  # the recipe that reaches the goal soonest
 # How OpenMP's threads wait for each other: GNU's default, what `experiments` sets, and no other thread to wait for.
-WAITING = dict(GOMP_SPINCOUNT="300000"), dict(GOMP_SPINCOUNT=os.environ["GOMP_SPINCOUNT"]), dict(OMP_NUM_THREADS="1")
+WAITING = "GOMP_SPINCOUNT=300000", f"GOMP_SPINCOUNT={os.environ['GOMP_SPINCOUNT']}", "OMP_NUM_THREADS=1"
 COMPANY = "alone", "beside a busy process", "beside another training"
 
 
@@ -186,10 +186,14 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def child(name: str, rounds: int, **environment: str) -> subprocess.Popen:
-    """A process of its own that runs the loop `name`; after every round it prints seconds per epoch and peak memory."""
+def child(name: str, rounds: int, *settings: str) -> subprocess.Popen:
+    """A process of its own that runs the loop `name`; after every round it prints seconds per epoch and peak memory.
+
+    The `settings` are those of its environment, NAME=value.
+    """
+    environment = os.environ | dict(setting.split("=") for setting in settings)
     command = [sys.executable, "-m", "experiments.speed", "--child", name, "--rounds", str(rounds)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | environment)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
 
 
 def be_child(loop: Reference | Ours, rounds: int, device: torch.device) -> None:
@@ -206,14 +210,14 @@ def last_round(process: subprocess.Popen) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def beside(company: str, waiting: dict[str, str]) -> Iterator[None]:
+def beside(company: str, waiting: str) -> Iterator[None]:
     """While another process computes all the time."""
     if company == "alone":
         yield
         return
     busy = [sys.executable, "-c", "print(flush=True)\nwhile True: pass"]
     training = company == "beside another training"
-    process = child("ours", 10**6, **waiting) if training else subprocess.Popen(busy, stdout=subprocess.PIPE)
+    process = child("ours", 10**6, waiting) if training else subprocess.Popen(busy, stdout=subprocess.PIPE)
     process.stdout.readline()  # it has begun
     try:
         yield
@@ -224,15 +228,14 @@ def beside(company: str, waiting: dict[str, str]) -> Iterator[None]:
 
 def measure_busy(rounds: int) -> dict[str, dict[str, dict[str, float]]]:
     """Seconds per training epoch, by the way in which threads wait, and by the company."""
-    titles = {"=".join(*waiting.items()): waiting for waiting in WAITING}
-    seconds = {title: {company: [] for company in COMPANY} for title in titles}
+    seconds = {waiting: {company: [] for company in COMPANY} for waiting in WAITING}
     for _ in range(rounds):
-        for title, row in seconds.items():
+        for waiting, row in seconds.items():
             for company, values in row.items():
-                with beside(company, titles[title]):
-                    values.append(last_round(child("ours", 1, **titles[title]))["seconds"])
-                print(f"{title}, {company}: {values[-1]:.1f} s per epoch", flush=True)
-    return {title: {company: spread(values) for company, values in row.items()} for title, row in seconds.items()}
+                with beside(company, waiting):
+                    values.append(last_round(child("ours", 1, waiting))["seconds"])
+                print(f"{waiting}, {company}: {values[-1]:.1f} s per epoch", flush=True)
+    return {waiting: {company: spread(values) for company, values in row.items()} for waiting, row in seconds.items()}
 
 
 def measure(rounds: int, folder: str, device: torch.device) -> dict[str, dict[str, list[float]]]:

@@ -51,13 +51,13 @@ def prepare(picture: Picture) -> Tensor:
     """
     grey = _grey(_open(picture))
     ink = _digit_ink(grey)
-    box = _box(ink > 0)
+    box = bounding_box(ink > 0)
     scale, margin = max(grey.size) / max(ink.shape), max(ink[box].shape)
     if scale > 1:  # what is small on a large page deserves all its pixels
         (top, bottom), (left, right) = ((scale * (side.start - margin), scale * (side.stop + margin)) for side in box)
         grey = grey.crop((max(left, 0), max(top, 0), min(right, grey.width), min(bottom, grey.height)))
         ink = _digit_ink(grey)
-        box = _box(ink > 0)
+        box = bounding_box(ink > 0)
     ink = ink[box]
     stroke = 4 * ndimage.distance_transform_edt(np.pad(ink > 0.5, 1))[1:-1, 1:-1][ink > 0.5].mean()
     radius = round((0.1 * max(ink.shape) - stroke) / 2)
@@ -139,7 +139,7 @@ def _grey(picture: Image.Image) -> Image.Image:
 # From brightness to the ink of one digit ------------------------------------------------------------------------------
 
 
-def _box(mask: np.ndarray) -> tuple[slice, slice]:
+def bounding_box(mask: np.ndarray) -> tuple[slice, slice]:
     """The rows and columns that hold all of `mask`."""
     return ndimage.find_objects(mask.astype(int))[0]
 
@@ -219,8 +219,9 @@ def _without_lines(ink: np.ndarray) -> np.ndarray:
 def _level_lines(mask: np.ndarray) -> np.ndarray:
     """Where `mask` holds straight lines of at least 0.85 of its width that rise or fall by at most 4 degrees."""
     lines, length = np.zeros(mask.shape, dtype=bool), int(0.85 * mask.shape[1])
-    slopes = np.tan(np.deg2rad(range(-4, 5))) if mask.any(0).sum() >= length else []
-    for slope in slopes:
+    if mask.any(0).sum() < length:
+        return lines
+    for slope in np.tan(np.deg2rad(range(-4, 5))):
         fall = np.round(slope * np.arange(mask.shape[1])).astype(int)
         rows = (np.arange(mask.shape[0])[:, None] + fall) % mask.shape[0]
         level = ndimage.grey_opening(np.take_along_axis(mask, rows, 0).astype(np.uint8), (1, length), mode="constant")
@@ -251,11 +252,6 @@ class _Part(NamedTuple):
         return 0 if self.is_solid else sum(side > 0.7 for side in self.sides)
 
     @property
-    def is_sheet(self) -> bool:
-        """Whether it fills its box as no digit does, but paper that was taken for ink."""
-        return self.mask.mean() > 0.72 and not self.is_solid
-
-    @property
     def is_disc(self) -> bool:
         """Whether it is as thick as it is long: no stroke, but a hole in the paper, a blot or a shadow."""
         return ndimage.distance_transform_edt(np.pad(self.mask, 1)).max() > 0.33 * max(self.mask.shape)
@@ -276,11 +272,14 @@ class _Part(NamedTuple):
         """Whether its box is nearly as large as the page, as when a picture was cut out along the digit."""
         return all(side.stop - side.start > share * length for side, length in zip(self.box, page))
 
+    def is_sheet(self, page: tuple[int, int]) -> bool:
+        """Whether it fills its box, or a bar the page, as no digit does, but paper that was taken for ink."""
+        return self.mask.mean() > 0.72 and (self.fills(page) or not self.is_solid)
+
 
 def _on_paper(parts: list[_Part], page: tuple[int, int]) -> list[_Part]:
     """The parts that may be a digit: no frame, table, corner, hole or shadow, and no line below all others."""
-    parts = [part for part in parts if not (part.is_disc or part.is_sheet) and part.straight_sides < 3]
-    parts = [part for part in parts if not (part.fills(page) and part.mask.mean() > 0.72)]
+    parts = [part for part in parts if not (part.is_disc or part.is_sheet(page)) and part.straight_sides < 3]
     inside = [part for part in parts if not any(part.reaches(page))]
     edge = [part for part in parts if any(part.reaches(page))]
     cut_out = [part for part in edge if part.fills(page) and part.straight_sides < 2]
@@ -304,7 +303,7 @@ def _common_box(parts: list[_Part]) -> tuple[slice, slice]:
 
 def _count_digits(mask: np.ndarray) -> int:
     """How many digits the ink is: parts with narrow gaps between them are one, what is much shorter belongs to it."""
-    gap = 0.06 * max(mask[_box(mask)].shape)
+    gap = 0.06 * max(mask[bounding_box(mask)].shape)
     groups, _ = ndimage.label(ndimage.distance_transform_edt(~mask) <= max(gap / 2, 1))
     heights = [rows.stop - rows.start for rows, _ in ndimage.find_objects(groups)]
     return sum(height > 0.5 * max(heights) for height in heights)
