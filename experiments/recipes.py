@@ -259,14 +259,18 @@ FAST = replace(ONE_CYCLE, network=partial(FastNet), batch_size=256, epochs=5).ch
 )
 TINY = replace(ONE_CYCLE, title="TinyNet", network=partial(TinyNet))
 TAUGHT = partial(distillation, teacher="small-37986", teachers=1)
-SMALL_TAUGHT = replace(SMALL, loss=partial(TAUGHT, teacher="large")).changed(
-    "SmallNet, with a large teacher, fading augmentation", **STRONG, fade_from=0.6, fade_to=0.33
+NET_TAUGHT = replace(ONE_CYCLE, loss=partial(TAUGHT, teacher="large")).changed(
+    "Net, with a large teacher, fading augmentation", **STRONG, fade_from=0.6, fade_to=0.33
+)
+SMALL_TAUGHT = replace(
+    NET_TAUGHT, title="SmallNet, with a large teacher, fading augmentation", network=partial(SmallNet)
 )
 
 RECIPES: dict[str, Recipe] = {
     "reference": REFERENCE,
     **ABLATIONS,
     "one-cycle": ONE_CYCLE,
+    "one-cycle-taught": NET_TAUGHT,
     # other networks, by their number of parameters; the largest one only teaches the others
     "small-37986": replace(SMALL, teaches=True).changed(
         "SmallNet, the teacher", learning_rate=0.2, before=[16, 16], after=[32, 48, 38]
