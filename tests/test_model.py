@@ -4,11 +4,11 @@ import random
 
 import pytest
 import torch
-from reference import COLUMNS, RECEPTIVE_FIELD, SUMMARY
 from torch import nn
 from torchsummary import summary
 
 from model import Net, receptive_field
+from reference import COLUMNS, RECEPTIVE_FIELD, SUMMARY
 
 
 def test_summary_is_the_references(capsys):

@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
-from reference import COLUMNS, RECEPTIVE_FIELD, SUMMARY
 
 from experiments import report
+from reference import COLUMNS, RECEPTIVE_FIELD, SUMMARY
 
 README = Path("README.md").read_text()
 
