@@ -3,18 +3,18 @@
 Colours are Okabe and Ito's, which colour-blind readers can tell apart (https://jfly.uni-koeln.de/color).
 """
 
-import math
-
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 from torch import Tensor
+from torchvision.utils import make_grid
 
 from utils import History
 
@@ -44,41 +44,37 @@ def _subplots(rows: int, columns: int, width: float, height: float, title: str) 
     return figure, list(axes.flat)
 
 
+def _digits(*arguments: int | float | str) -> tuple[Figure, list[Axes]]:
+    """As `_subplots`, for pictures that need no axes."""
+    figure, axes = _subplots(*arguments)
+    for panel in axes:
+        panel.set_axis_off()
+    return figure, axes
+
+
 def _digit(axes: Axes, image: Tensor) -> None:
     axes.imshow(image.cpu().numpy(), cmap="gray_r", vmin=0, vmax=255)
     axes.set_axis_off()
 
 
-def _tiles(images: Tensor, columns: int) -> np.ndarray:
-    """The images [N, 28, 28] row by row as one large image; empty places hold their minimum."""
-    rows = -(-len(images) // columns)
-    sheet = images.min().repeat(rows * columns, 28, 28)
-    sheet[: len(images)] = images
-    return sheet.view(rows, columns, 28, 28).transpose(1, 2).reshape(rows * 28, columns * 28).cpu().numpy()
-
-
-def _grid_lines(axes: Axes, count: int, columns: int) -> None:
-    """Thin lines between the tiles of `_tiles`, and no other furniture."""
-    rows = -(-count // columns)
-    for column in range(1, columns):
-        axes.axvline(28 * column - 0.5, color="lightgrey", linewidth=0.8)
-    for row in range(1, rows):
-        axes.axhline(28 * row - 0.5, color="lightgrey", linewidth=0.8)
+def _grid(axes: Axes, images: Tensor, columns: int) -> AxesImage:
+    """The images [N, 28, 28] row by row, 29 pixels from one to the next, with thin lines between them."""
+    low, high = images.min().item(), images.max().item()
+    sheet = make_grid(images[:, None].float(), columns, padding=1, pad_value=low + 0.2 * (high - low))
     axes.set(xticks=[], yticks=[])
     axes.grid(False)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.spines[:].set_visible(False)
+    return axes.imshow(sheet[0].cpu().numpy(), cmap="gray_r", vmin=low, vmax=high)
 
 
 @_style
 def classes(images: Tensor, labels: Tensor) -> Figure:
     """The first of `images` (uint8 [N, 28, 28]) of each class, titled with class and count."""
-    figure, axes = _subplots(2, 5, 9, 4.4, "One training image of each class")
+    figure, axes = _digits(2, 5, 9, 4.4, "One training image of each class")
     for digit, panel in enumerate(axes):
         chosen = images[labels == digit]
         if len(chosen):
             _digit(panel, chosen[0])
-        panel.set_axis_off()
         panel.set_title(f"“{digit}”: {len(chosen):,} images")
     return figure
 
@@ -90,11 +86,10 @@ def batch(x: Tensor, labels: Tensor) -> Figure:
     figure, (axes,) = _subplots(
         1, 1, 11, 6.2, f"One training batch: {len(x)} augmented, normalised images and their labels"
     )
-    picture = axes.imshow(_tiles(x[:, 0], columns), cmap="gray_r")
+    picture = _grid(axes, x[:, 0], columns)
     for number, label in enumerate(labels.tolist()):
         row, column = divmod(number, columns)
-        axes.text(28 * column + 2, 28 * row + 2, str(label), color=BLUE, fontsize=11, weight="bold", va="top")
-    _grid_lines(axes, len(x), columns)
+        axes.text(29 * column + 3, 29 * row + 3, str(label), color=BLUE, fontsize=11, weight="bold", va="top")
     figure.colorbar(picture, ax=axes, shrink=0.9, label="input value (standard deviations from the mean)")
     return figure
 
@@ -108,8 +103,7 @@ def augmentations(image: Tensor, variants: Tensor) -> Figure:
     figure.suptitle("One digit and what augmentation makes of it")
     _digit(left, image)
     left.set_title("in the data set")
-    right.imshow(_tiles(variants, 9), cmap="gray_r", vmin=0, vmax=255)
-    _grid_lines(right, len(variants), 9)
+    _grid(right, variants, 9)
     right.set_title(f"{len(variants)} times in training")
     return figure
 
@@ -117,11 +111,9 @@ def augmentations(image: Tensor, variants: Tensor) -> Figure:
 @_style
 def deskewing(before: Tensor, after: Tensor) -> Figure:
     """Images (float [B, 1, 28, 28]) in one row, and below each what `networks.Deskew` makes of it."""
-    count = len(before)
     figure, (axes,) = _subplots(1, 1, 11, 2.4, "Test digits as they were written, and deskewed")
-    axes.imshow(_tiles(torch.cat([before, after])[:, 0], count), cmap="gray_r")
-    _grid_lines(axes, 2 * count, count)
-    axes.set_yticks([13.5, 41.5], ["written", "deskewed"])
+    _grid(axes, torch.cat([before, after])[:, 0], len(before))
+    axes.set_yticks([14.5, 43.5], ["written", "deskewed"])
     return figure
 
 
@@ -130,10 +122,8 @@ def receptive_field(image: Tensor, table: list[dict[str, str | int]]) -> Figure:
     """For each row of `model.receptive_field`, the part of `image` [28, 28] that the layer's middle unit sees."""
     columns = min(len(table), 4)
     rows = -(-len(table) // columns)
-    figure, axes = _subplots(rows, columns, 2.5 * columns, 2.9 * rows, "What one unit of each layer sees of the image")
+    figure, axes = _digits(rows, columns, 2.5 * columns, 2.9 * rows, "What one unit of each layer sees of the image")
     padding = 0
-    for panel in axes:
-        panel.set_axis_off()
     for panel, row in zip(axes, table):
         padding += row["p"] * row["j_in"]
         corner = row["n_out"] // 2 * row["j_out"] - padding - 0.5
@@ -144,54 +134,67 @@ def receptive_field(image: Tensor, table: list[dict[str, str | int]]) -> Figure:
     return figure
 
 
+def _by_epoch(axes: Axes, quantity: str, lines: dict[str, list[float]], goal: float) -> None:
+    """A value per epoch for each of two `lines`, by their labels; accuracies are fractions, as is their `goal`."""
+    kind = quantity.split()[-1].lower()
+    scale = 100 if kind == "accuracy" else 1
+    for (label, values), colour, marker in zip(lines.items(), (BLUE, RED), ("o", "s")):
+        scaled = [scale * value for value in values]
+        axes.plot(range(1, len(values) + 1), scaled, color=colour, marker=marker, markersize=5, label=label)
+    if kind == "accuracy":
+        axes.axhline(100 * goal, color=GREEN, linestyle="--", label=f"goal {goal:.1%}")
+        axes.set_ylim(bottom=100 * min(min(values[1:] or values) for values in lines.values()) - 0.2)
+    units = dict(
+        loss="mean negative log-likelihood (nats)", accuracy="accuracy (%)", rate="learning rate at the epoch's start"
+    )
+    axes.set(title=quantity, xlabel="epoch", ylabel=units[kind], yscale="log" if kind == "loss" else "linear")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
 @_style
 def curves(history: History, goal: float) -> Figure:
     """Loss and accuracy of every epoch, train and test, with the `goal` (a fraction) and the learning-rate drops."""
     if not history.get("test_loss"):
         raise ValueError("the history is empty: no epoch was completed, so there are no curves to draw")
-    figure, (loss, accuracy) = _subplots(1, 2, 12, 4.6, "Training and test, epoch by epoch")
-    epochs = range(1, len(history["test_loss"]) + 1)
-    for name, colour, marker in (("train", BLUE, "o"), ("test", RED, "s")):
-        label = "train (augmented images)" if name == "train" else "test"
-        style = dict(color=colour, marker=marker, markersize=5, label=label)
-        loss.plot(epochs, history[f"{name}_loss"], **style)
-        accuracy.plot(epochs, [100 * value for value in history[f"{name}_accuracy"]], **style)
-    accuracy.axhline(100 * goal, color=GREEN, linestyle="--", label=f"goal {goal:.1%}")
+    figure, panels = _subplots(1, 2, 12, 4.6, "Training and test, epoch by epoch")
     rates = history["learning_rate"]
-    for axes in (loss, accuracy):
-        for epoch in epochs[1:]:
-            if rates[epoch - 1] < rates[epoch - 2] / 2:
-                drop = f"learning rate {rates[epoch - 2]:g} → {rates[epoch - 1]:g}"
-                axes.axvline(epoch - 0.5, color=GREY, linestyle=":", label=drop)
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    loss.set(title="Loss", ylabel="mean negative log-likelihood (nats)", yscale="log")
-    lowest = min(history["train_accuracy"][1:] + history["test_accuracy"], default=0)
-    accuracy.set(title="Accuracy", ylabel="accuracy (%)", ylim=(100 * min(lowest, 0.97) - 0.2, 100.1))
-    loss.legend()
-    accuracy.legend(loc="lower right")
+    for axes, name in zip(panels, ("loss", "accuracy")):
+        lines = {"train (augmented images)": history[f"train_{name}"], "test": history[f"test_{name}"]}
+        _by_epoch(axes, name.capitalize(), lines, goal)
+        for epoch, (before, rate) in enumerate(zip(rates, rates[1:]), start=1):
+            if rate < before / 2:
+                axes.axvline(epoch + 0.5, color=GREY, linestyle=":", label=f"learning rate {before:g} → {rate:g}")
+        axes.legend()
     return figure
 
 
-def _verdict(panel: Axes, image: Tensor, label: int, log_probabilities: Tensor) -> None:
-    """One image titled with guess and confidence: green and ticked if right, red with the true label if wrong."""
-    (first, second), (guess, runner_up) = (values.tolist() for values in log_probabilities.topk(2))
-    _digit(panel, image)
-    if guess == label:
-        panel.set_title(f"✓ {guess}   {math.exp(first):.1%}", color=GREEN, fontsize=11)
-    else:
-        text = f"✗ {guess}  {math.exp(first):.0%}\nthen {runner_up}  {math.exp(second):.0%}\nis {label}"
-        panel.set_title(text, color=RED, fontsize=11)
+@_style
+def comparison(histories: dict[str, History], goal: float) -> Figure:
+    """Learning rate, test loss and test accuracy of every epoch of two runs, with the `goal` (a fraction)."""
+    figure, panels = _subplots(1, 3, 14, 4.6, "Two recipes for the same network, epoch by epoch")
+    for axes, name in zip(panels, ("learning_rate", "test_loss", "test_accuracy")):
+        lines = {title: history[name] for title, history in histories.items()}
+        _by_epoch(axes, name.replace("_", " ").capitalize(), lines, goal)
+        axes.legend()
+    return figure
 
 
 def _verdicts(images: Tensor, labels: Tensor, log_probabilities: Tensor, row_height: float, title: str) -> Figure:
-    """All `images`, ten a row, each with its verdict; one empty row if there are none."""
+    """All `images`, ten a row (one empty row if there are none), titled with the network's guess and its confidence.
+
+    Green and ticked if right; red, with the second guess and the true label, if wrong.
+    """
     rows = max(-(-len(images) // 10), 1)
-    figure, axes = _subplots(rows, 10, 12, row_height * rows + 0.5, title)
-    for panel in axes:
-        panel.set_axis_off()
-    for panel, image, label, row in zip(axes, images, labels.tolist(), log_probabilities):
-        _verdict(panel, image, label, row)
+    figure, axes = _digits(rows, 10, 12, row_height * rows + 0.5, title)
+    confidences, guesses = log_probabilities.exp().topk(2)
+    for panel, image, label, (first, second), (guess, runner_up) in zip(
+        axes, images, labels.tolist(), confidences.tolist(), guesses.tolist()
+    ):
+        _digit(panel, image)
+        text = f"✓ {guess}   {first:.1%}"
+        if guess != label:
+            text = f"✗ {guess}  {first:.0%}\nthen {runner_up}  {second:.0%}\nis {label}"
+        panel.set_title(text, color=GREEN if guess == label else RED, fontsize=11)
     return figure
 
 
@@ -292,12 +295,10 @@ def calibration(labels: Tensor, log_probabilities: Tensor) -> Figure:
 
 
 @_style
-def feature_maps(image: Tensor, maps: dict[str, Tensor]) -> Figure:
+def feature_maps(image: Tensor, activations: dict[str, Tensor]) -> Figure:
     """The first eight feature maps (of [C, H, W]) of each block for one `image`, the image first; light is strong."""
-    figure, axes = _subplots(len(maps), 9, 11, 1.28 * len(maps) + 0.6, "Feature maps of one digit")
-    for panel in axes:
-        panel.set_axis_off()
-    for number, (name, channels) in enumerate(maps.items()):
+    figure, axes = _digits(len(activations), 9, 11, 1.28 * len(activations) + 0.6, "Feature maps of one digit")
+    for number, (name, channels) in enumerate(activations.items()):
         first, *rest = axes[9 * number : 9 * number + 9]
         if number == 0:
             _digit(first, image)
@@ -354,29 +355,6 @@ def seeds(accuracies: dict[str, list[float]], reference: float) -> Figure:
     )
     axes.set_ylim(len(accuracies) - 0.4, -0.6)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
-    return figure
-
-
-@_style
-def comparison(histories: dict[str, History], goal: float) -> Figure:
-    """Learning rate, test loss and test accuracy of every epoch of two runs, with the `goal` (a fraction)."""
-    figure, (rate, loss, accuracy) = _subplots(1, 3, 14, 4.6, "Two recipes for the same network, epoch by epoch")
-    for (name, history), colour, marker in zip(histories.items(), (BLUE, RED), ("o", "s")):
-        epochs = range(1, len(history["test_loss"]) + 1)
-        style = dict(color=colour, marker=marker, markersize=5, label=name)
-        rate.plot(epochs, history["learning_rate"], **style)
-        loss.plot(epochs, history["test_loss"], **style)
-        accuracy.plot(epochs, [100 * value for value in history["test_accuracy"]], **style)
-    accuracy.axhline(100 * goal, color=GREEN, linestyle="--", label=f"goal {goal:.1%}")
-    rate.set(title="Learning rate", ylabel="learning rate at the epoch's start")
-    loss.set(title="Test loss", ylabel="mean negative log-likelihood (nats)", yscale="log")
-    lowest = min((value for history in histories.values() for value in history["test_accuracy"][1:]), default=0)
-    accuracy.set(title="Test accuracy", ylabel="accuracy (%)")
-    accuracy.set_ylim(bottom=100 * lowest - 0.2)
-    for axes in (rate, loss, accuracy):
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend()
     return figure
 
 

@@ -37,6 +37,11 @@ def images_of(figure):
     return [np.asarray(axes.images[0].get_array()) for axes in figure.axes if axes.images]
 
 
+def tile(sheet, row, column):
+    """One image of a sheet of images with lines of one pixel between them."""
+    return sheet[29 * row + 1 : 29 * row + 29, 29 * column + 1 : 29 * column + 29]
+
+
 def titles_of(figure):
     return [axes.get_title() for axes in figure.axes if axes.images]
 
@@ -73,20 +78,19 @@ def test_batch_shows_every_image_with_its_label_in_its_tile(small):
     sheet = images_of(figure)[0]
     for number in (0, 1, 16, 127):
         row, column = divmod(number, 16)
-        tile = sheet[28 * row : 28 * row + 28, 28 * column : 28 * column + 28]
-        np.testing.assert_array_equal(tile, x[number, 0])
+        np.testing.assert_array_equal(tile(sheet, row, column), x[number, 0])
         text = figure.axes[0].texts[number]
         assert text.get_text() == str(labels[number].item())
-        assert 28 * column <= text.get_position()[0] < 28 * column + 28
-        assert 28 * row <= text.get_position()[1] < 28 * row + 28
+        assert 29 * column < text.get_position()[0] < 29 * column + 28
+        assert 29 * row < text.get_position()[1] < 29 * row + 28
 
 
 def test_augmentations_shows_original_and_all_variants(small):
     images = small[0][0]
     original, sheet = images_of(plots.augmentations(images[0], images[:20]))
     np.testing.assert_array_equal(original, images[0])
-    np.testing.assert_array_equal(sheet[28:56, 0:28], images[9])
-    assert sheet.shape == (3 * 28, 9 * 28) and not sheet[56:, 2 * 28 :].any()
+    np.testing.assert_array_equal(tile(sheet, 1, 0), images[9])
+    np.testing.assert_array_equal(tile(sheet, 2, 1), images[19])
 
 
 def test_receptive_field_frames_as_many_pixels_as_the_table_says(small):
@@ -113,7 +117,7 @@ def test_curves_show_history_goal_and_drop():
     np.testing.assert_allclose(loss.lines[1].get_ydata(), HISTORY["test_loss"])
     assert loss.get_xlabel() == accuracy.get_xlabel() == "epoch"
     assert accuracy.get_ylabel() == "accuracy (%)" and "nats" in loss.get_ylabel()
-    assert accuracy.get_ylim()[0] < 95 and accuracy.get_ylim()[1] > 99.5
+    assert accuracy.get_ylim()[0] < 97 and accuracy.get_ylim()[1] > 99.5  # every epoch but the first
 
 
 def test_curves_of_nothing_is_an_error():
@@ -235,9 +239,8 @@ def test_deskewing_shows_each_image_above_its_deskewed_self():
     before, after = torch.rand(2, 5, 1, 28, 28)
     figure = plots.deskewing(before, after)
     (sheet,) = images_of(figure)
-    assert sheet.shape == (2 * 28, 5 * 28)
-    np.testing.assert_array_equal(sheet[:28, 56:84], before[2, 0])
-    np.testing.assert_array_equal(sheet[28:, 56:84], after[2, 0])
+    np.testing.assert_array_equal(tile(sheet, 0, 2), before[2, 0])
+    np.testing.assert_array_equal(tile(sheet, 1, 2), after[2, 0])
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["written", "deskewed"]
 
 
