@@ -126,6 +126,11 @@ def distillation(
     return student.augment, student.loss
 
 
+def teacher_path(folder: Path, recipe: str, images: int, seed: int) -> Path:
+    """Where the weights of a `recipe` that teaches are kept, by what they were trained on."""
+    return folder / f"{recipe}-{images}-{seed}.pt"
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How a network is trained. The arguments of its callables, and the numbers, are its settings."""
@@ -144,7 +149,7 @@ class Recipe:
         """A new run on so many `images`, to be called after `torch.manual_seed`; `folder` holds the teachers."""
 
         def load_teacher(recipe: str, seed: int) -> nn.Module:
-            path = folder / f"{recipe}-{images}-{seed}.pt"
+            path = teacher_path(folder, recipe, images, seed)
             if not path.exists():
                 raise ValueError(
                     f"the teacher {path} is missing: run {recipe}, seed {seed}, with the same options first"

@@ -32,7 +32,7 @@ import torch
 import storage
 import utils
 from experiments import ROOT
-from experiments.recipes import RECIPES, Recipe
+from experiments.recipes import RECIPES, Recipe, teacher_path
 
 
 class Study(NamedTuple):
@@ -63,6 +63,18 @@ class Study(NamedTuple):
     def teachers(self) -> Path:
         return (self.output or ROOT / "results") / "teachers"
 
+    def is_missing(self, seed: int) -> bool:
+        """Whether the record of `seed` is missing, or the weights that others learn from; `ValueError` if damaged."""
+        run, path = self.describe(seed), self.folder / f"{seed}.json"
+        weights = teacher_path(self.teachers, self.name, run["trained_on"], seed)
+        if path.exists():
+            check_record(path, run)
+        return not path.exists() or (self.teaches and not weights.exists())
+
+    @property
+    def teaches(self) -> bool:
+        return self.recipe.teaches and not self.changes
+
     def data(self) -> tuple:
         """((images, labels) to train on, (images, labels) to evaluate on)."""
         train, test = utils.load_mnist(ROOT / "data", "cpu")
@@ -92,11 +104,6 @@ def check_record(path: Path, run: dict) -> dict:
     if len(record.get("history", {}).get("test_accuracy", [])) != run["hyperparameters"]["epochs"]:
         raise ValueError(f"{path} is incomplete: its history does not have every epoch. Delete it")
     return record
-
-
-def is_recorded(path: Path, run: dict) -> bool:
-    """Whether `path` is the record of `run`; `ValueError` as `check_record`."""
-    return path.exists() and bool(check_record(path, run))
 
 
 class _Prefixed:
@@ -136,8 +143,8 @@ def train(study: Study, seed: int, parent: int | None) -> dict:
             history = utils.fit(run, train_set, test_set, scratch / f"{len(train_set[0])}-{seed}.pt")
         except FloatingPointError as error:
             raise FloatingPointError(f"{label}: {error}; nothing is recorded") from error
-    if study.recipe.teaches and not study.changes:
-        storage.save_weights(run.model, study.teachers / f"{study.name}-{len(train_set[0])}-{seed}.pt")
+    if study.teaches:
+        storage.save_weights(run.model, teacher_path(study.teachers, study.name, len(train_set[0]), seed))
     return study.describe(seed) | dict(
         parameters=sum(parameter.numel() for parameter in run.model.parameters()),
         history=history,
@@ -242,7 +249,7 @@ def main() -> None:
     command = shlex.join(["python", "-m", "experiments.study", *sys.argv[1:]])
     try:
         check(study)
-        missing = [s for s in arguments.seeds if not is_recorded(study.folder / f"{s}.json", study.describe(s))]
+        missing = [seed for seed in arguments.seeds if study.is_missing(seed)]
         done = len(arguments.seeds) - len(missing)
         print(f"{study.label}: {done} of {len(arguments.seeds)} seeds are recorded in {study.folder}", flush=True)
         with (
