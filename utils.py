@@ -30,15 +30,8 @@ from storage import load_checkpoint, save_bytes, save_checkpoint
 
 MEAN, STD = 0.1307, 0.3081  # of the 60,000 training images, grey values in [0, 1]; the notebook computes them
 
-History = dict[str, list[float]]  # a value per epoch in each of:
-HISTORY = (
-    "train_loss",
-    "train_accuracy",
-    "test_loss",
-    "test_accuracy",
-    "learning_rate",
-    "seconds",
-)  # accuracies in [0, 1]
+History = dict[str, list[float]]  # a value per epoch in each of these, accuracies in [0, 1]:
+HISTORY = "train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate", "seconds"
 LINE = (
     "learning rate {learning_rate:<7.3g} train: loss {train_loss:.4f}, accuracy {train_accuracy:7.2%}   "
     "test: loss {test_loss:.4f}, accuracy {test_accuracy:7.2%}   {seconds:.1f} s"
@@ -193,8 +186,7 @@ def to_device(model: nn.Sequential, device: torch.device | str) -> nn.Sequential
     """Move `model` to `device` and into the memory layout in which it trains fastest there; return it.
 
     That is channels-last, and on a CPU oneDNN's blocked layout for the activations between the first block and the
-    last, where its layers have one: batch normalization then takes a third of the time. Gradients exist there in
-    training mode only.
+    last, where its layers have one: batch normalization then takes a third of the time.
     Source: https://docs.pytorch.org/docs/stable/generated/torch.Tensor.to_mkldnn.html
     """
     model = model.to(device, memory_format=torch.channels_last)
@@ -203,9 +195,16 @@ def to_device(model: nn.Sequential, device: torch.device | str) -> nn.Sequential
     blocked = nn.Sequential, nn.Conv2d, nn.ReLU, nn.GELU, nn.BatchNorm2d, nn.MaxPool2d
     on_cpu = torch.device(device).type == "cpu" and torch.backends.mkldnn.is_available()
     if on_cpu and all(isinstance(layer, blocked) for layer in layers):
-        first.register_forward_pre_hook(lambda _, inputs: inputs[0].to_mkldnn())
-        last.register_forward_pre_hook(lambda _, inputs: inputs[0].to_dense())
+        first.register_forward_pre_hook(_to_blocked)
+        last.register_forward_pre_hook(lambda _, inputs: inputs[0].to_dense() if inputs[0].is_mkldnn else inputs[0])
     return model
+
+
+def _to_blocked(block: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+    """The input of `block` in the blocked layout, where that exists: float32 on a CPU, gradients in training only."""
+    (x,) = inputs
+    exists = x.device.type == "cpu" and x.dtype == torch.float32 and not x.is_mkldnn
+    return x.to_mkldnn() if exists and (block.training or not torch.is_grad_enabled()) else x
 
 
 def train_epoch(

@@ -124,15 +124,19 @@ def test_the_fast_layout_computes_what_the_plain_one_does(small):
     """Outputs and gradients against the network as it is made, in double precision."""
     torch.manual_seed(0)
     plain = Net().double()
-    fast = utils.to_device(Net(), "cpu")
+    fast = utils.to_device(utils.to_device(Net(), "cpu"), "cpu")  # a second time changes nothing
     fast.load_state_dict(plain.state_dict())
     x, y = utils.normalize(small[0][0][:64]), small[0][1][:64]
-    for model, images in ((plain, x.double()), (fast, x)):
-        F.nll_loss(model.train()(images), y).backward()
-        model.eval()
-    for ours, theirs in zip(fast.parameters(), plain.parameters()):
-        assert F.cosine_similarity(ours.grad.flatten(), theirs.grad.float().flatten(), dim=0) > 0.99
-    torch.testing.assert_close(fast(x), plain(x.double()).float(), rtol=1e-3, atol=1e-3)
+    for training in (True, False):
+        for model, images in ((plain, x.double()), (fast, x)):
+            model.zero_grad()
+            F.nll_loss(model.train(training)(images), y).backward()
+        for ours, theirs in zip(fast.parameters(), plain.parameters()):
+            assert F.cosine_similarity(ours.grad.flatten(), theirs.grad.float().flatten(), dim=0) > 0.99
+    with torch.no_grad():
+        expected = plain(x.double())
+        torch.testing.assert_close(fast(x), expected.float(), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(fast.double()(x.double()), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_dropout_which_has_no_fast_layout_trains_too(small):
