@@ -7,7 +7,6 @@ import anywidget
 import numpy as np
 import torch
 import torch.nn.functional as F
-import traitlets
 from PIL import Image, ImageOps
 from scipy import ndimage
 from torch import Tensor, nn
@@ -332,24 +331,17 @@ class DrawingPad(anywidget.AnyWidget):
 
     _esm = Path(__file__).parent / "drawing_pad.js"
     _css = Path(__file__).parent / "drawing_pad.css"
-    pixels = traitlets.CBytes(b"").tag(sync=True)  # the browser sends a memoryview
-    probabilities = traitlets.List(traitlets.Float()).tag(sync=True)
-    message = traitlets.Unicode("draw one digit, as large as you like").tag(sync=True)
-    question = traitlets.Int(0).tag(sync=True)  # counts the drawings sent ...
-    answer = traitlets.Int(0).tag(sync=True)  # ... and names the last one answered
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self._network = network
-        self.observe(self._read, "question")
+        self.on_msg(self._read)
 
-    def _read(self, change: dict) -> None:
-        side = int(len(self.pixels) ** 0.5)
-        drawing = np.frombuffer(self.pixels, np.uint8).reshape(side, side)
+    def _read(self, _: object, content: dict, buffers: list[memoryview]) -> None:
+        """Answer a drawing, grey bytes row by row, with what the network makes of it."""
+        drawing = np.frombuffer(buffers[0], np.uint8).reshape(content["side"], content["side"])
         try:
             digit, probabilities, _ = read_digit(self._network, drawing)
+            self.send(dict(probabilities=probabilities.tolist(), message=f"this is a {digit}"))
         except ValueError as error:
-            self.probabilities, self.message = [], str(error)
-        else:
-            self.probabilities, self.message = probabilities.tolist(), f"this is a {digit}"
-        self.answer = change["new"]
+            self.send(dict(probabilities=[], message=str(error)))

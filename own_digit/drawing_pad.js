@@ -1,6 +1,5 @@
-// A canvas to draw a digit on, and the ten probabilities as bars. Python sees the drawing as `pixels`, grey bytes of
-// SENT × SENT, each with the number of its `question`, and gives `probabilities` and `message` with the `answer` of that
-// number.
+// A canvas to draw a digit on, and the ten probabilities as bars. Python is sent the drawing, grey bytes of SENT × SENT,
+// and answers with `probabilities`, none if it sees no digit, and a `message`.
 const SHOWN = 280, SENT = 140;
 
 function render({ model, el }) {
@@ -22,11 +21,11 @@ function render({ model, el }) {
     row.innerHTML = `<b>${digit}</b><span class="track"><span class="bar"></span></span><span class="share"></span>`;
     bars.append(row);
   }
-  const message = document.createElement("p");
-  message.setAttribute("role", "status");
+  const text = document.createElement("p");
+  text.setAttribute("role", "status");
   const clear = document.createElement("button");
   clear.textContent = "Clear";
-  side.append(bars, message, clear);
+  side.append(bars, text, clear);
   el.append(canvas, side);
 
   let drawing = false, waiting = false, changed = false;
@@ -46,14 +45,10 @@ function render({ model, el }) {
     const grey = new Uint8Array(SENT * SENT);
     for (let i = 0; i < grey.length; i++) grey[i] = rgba[4 * i];
     waiting = true;
-    model.set("pixels", new DataView(grey.buffer));
-    model.set("question", model.get("question") + 1);
-    model.save_changes();
+    model.send({ side: SENT }, undefined, [grey.buffer]);
   }
 
-  function show() {
-    waiting = false;
-    const probabilities = model.get("probabilities");
+  function show({ probabilities, message }) {
     const best = probabilities.indexOf(Math.max(...probabilities));
     [...bars.children].forEach((row, digit) => {
       const share = probabilities[digit] ?? 0;
@@ -61,8 +56,13 @@ function render({ model, el }) {
       row.querySelector(".bar").style.width = `${100 * share}%`;
       row.querySelector(".share").textContent = probabilities.length ? `${(100 * share).toFixed(1)} %` : "";
     });
-    message.textContent = model.get("message");
+    text.textContent = message;
     el.dataset.digit = probabilities.length ? best : "";
+  }
+
+  function receive(answer) {
+    waiting = false;
+    show(answer);
     if (changed) { changed = false; send(); }
   }
 
@@ -90,10 +90,10 @@ function render({ model, el }) {
     canvas.addEventListener(name, () => { if (drawing) { drawing = false; send(); } });
   }
   clear.addEventListener("click", () => { wipe(); send(); });
-  model.on("change:answer", show);
+  model.on("msg:custom", receive);
 
   wipe();
-  show();
+  show({ probabilities: [], message: "draw one digit, as large as you like" });
 }
 
 export default { render };

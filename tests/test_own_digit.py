@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -203,10 +204,11 @@ def test_a_file_that_is_no_image_is_named(network, tmp_path):
 
 
 def test_the_pad_answers_every_drawing_and_explains_blank_ones(network, seven):
-    pad = DrawingPad(network)
-    drawing = np.asarray(Image.eval(seven.resize((140, 140)), lambda v: 255 - v)).tobytes()
-    for question in (1, 2):  # the same drawing again is a new question
-        pad.set_state(dict(pixels=memoryview(drawing), question=question))
-        assert np.argmax(pad.probabilities) == 7 and pad.message == "this is a 7" and pad.answer == question
-    pad.set_state(dict(pixels=np.full(140 * 140, 255, np.uint8).tobytes(), question=3))
-    assert pad.probabilities == [] and "no digit to be seen" in pad.message and pad.answer == 3
+    pad, answers = DrawingPad(network), []
+    drawing = np.asarray(Image.eval(seven.resize((140, 140)), lambda v: 255 - v))
+    with mock.patch.object(pad, "send", answers.append):
+        for picture in (drawing, drawing, np.full_like(drawing, 255)):  # the same drawing again, a blank one
+            pad._handle_custom_msg(dict(side=140), [memoryview(picture.tobytes())])  # as from the browser
+    for answer in answers[:2]:
+        assert np.argmax(answer["probabilities"]) == 7 and answer["message"] == "this is a 7"
+    assert answers[2]["probabilities"] == [] and "no digit to be seen" in answers[2]["message"]
