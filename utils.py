@@ -186,15 +186,17 @@ def to_device(model: nn.Sequential, device: torch.device | str) -> nn.Sequential
     """Move `model` to `device` and into the memory layout in which it trains fastest there; return it.
 
     That is channels-last, and on a CPU oneDNN's blocked layout for the activations between the first block and the
-    last, where its layers have one: batch normalization then takes a third of the time.
-    Source: https://docs.pytorch.org/docs/stable/generated/torch.Tensor.to_mkldnn.html
+    last, where its layers have one: batch normalization then takes a third of the time. On Apple's MPS the layout stays
+    as it is, because convolutions of channels-last tensors have been wrong there.
+    Sources: https://docs.pytorch.org/docs/stable/generated/torch.Tensor.to_mkldnn.html,
+    https://github.com/pytorch/pytorch/issues/180984
     """
-    model = model.to(device, memory_format=torch.channels_last)
+    kind = torch.device(device).type
+    model = model.to(device, memory_format=torch.preserve_format if kind == "mps" else torch.channels_last)
     first, *middle, last = model
     layers = [layer for block in (first, *middle) for layer in block.modules() if getattr(layer, "p", 1) != 0]
     blocked = nn.Sequential, nn.Conv2d, nn.ReLU, nn.GELU, nn.BatchNorm2d, nn.MaxPool2d
-    on_cpu = torch.device(device).type == "cpu" and torch.backends.mkldnn.is_available()
-    if on_cpu and all(isinstance(layer, blocked) for layer in layers):
+    if kind == "cpu" and torch.backends.mkldnn.is_available() and all(isinstance(layer, blocked) for layer in layers):
         first.register_forward_pre_hook(_to_blocked)
         last.register_forward_pre_hook(lambda _, inputs: inputs[0].to_dense() if inputs[0].is_mkldnn else inputs[0])
     return model

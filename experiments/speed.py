@@ -6,7 +6,7 @@
 Every round times each loop on the same few batches; ratios are taken within a round, so that what else the machine does
 touches both sides. The reference's loop (a DataLoader that transforms image by image, layers with zero-width replicate
 padding) is written anew from its description. The time to a result is that of set-up and of as many epochs, with their
-test passes, as its recipe has. Takes about ten minutes; run nothing else meanwhile.
+test passes, as its recipe has. Takes about ten minutes; run nothing else meanwhile. Needs Linux, for the peak memory.
 
 The second line records results/busy.json: how long an epoch takes beside other programs, by how OpenMP's threads wait
 for each other.
@@ -293,6 +293,8 @@ def main() -> None:
     parser.add_argument("--busy", action="store_true", help="measure a training beside other programs")
     parser.add_argument("--child", choices=LOOPS, help="only run this loop, for another process that measures")
     arguments = parser.parse_args()
+    if not Path("/proc/self/status").exists():
+        parser.error("peak memory is read from /proc, which only Linux has: run this there")
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     torch.manual_seed(1)
     about = dict(rounds=arguments.rounds, command=shlex.join(["python", "-m", "experiments.speed", *sys.argv[1:]]))
