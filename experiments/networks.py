@@ -157,15 +157,19 @@ class Deskew(nn.Module):
     Takes and returns float images [B, 1, 28, 28] of any range; ink is what exceeds an image's smallest value. The slant
     is how far the ink moves aside from one row to the next, covariance(x, y) / variance(y), and is undone by shifting
     the rows, with linear interpolation. An image without ink stays as it is.
-    Source: Y. LeCun et al., Gradient-Based Learning Applied to Document Recognition, Proceedings of the IEEE 1998,
-    http://yann.lecun.com/exdb/publis/pdf/lecun-98.pdf ("deslanting", there for classifiers that are not convolutional)
+    Where the ink is `learned`, it is what a 3×3 convolution of ten parameters, which starts at random and is trained
+    with the network behind it, makes of the image: a spatial transformer, no preprocessing.
+    Sources: Y. LeCun et al., Gradient-Based Learning Applied to Document Recognition, Proceedings of the IEEE 1998,
+    http://yann.lecun.com/exdb/publis/pdf/lecun-98.pdf ("deslanting", there for classifiers that are not convolutional);
+    M. Jaderberg et al., Spatial Transformer Networks, 2015, https://arxiv.org/abs/1506.02025
     """
 
-    def __init__(self, zoom: float = 1.0) -> None:
+    def __init__(self, zoom: float = 1.0, learned: bool = False) -> None:
         super().__init__()
         if not zoom > 0:
             raise ValueError(f"zoom must be positive, got {zoom}")
         self.zoom = zoom
+        self.ink = nn.Sequential(nn.Conv2d(1, 1, kernel_size=3, padding=1), nn.Softplus()) if learned else None
 
     def forward(self, images: Tensor) -> Tensor:
         """The deskewed images; `ValueError` for any other shape or type."""
@@ -173,7 +177,8 @@ class Deskew(nn.Module):
         # The middles of 28 rows or columns, from -1 to 1.
         place = (torch.arange(28, dtype=images.dtype, device=images.device) - 13.5) / 14
         lightest = images.amin((1, 2, 3), keepdim=True)
-        ink = images - lightest
+        excess = images - lightest
+        ink = self.ink(images) if self.ink else excess
         share = ink[:, 0] / ink.sum((2, 3)).clamp(min=1e-6).unsqueeze(2)
         rows, columns = share.sum(2), share.sum(1)
         x, y = columns @ place, rows @ place
@@ -181,12 +186,17 @@ class Deskew(nn.Module):
         step, zero = torch.full_like(x, 1 / self.zoom), torch.zeros_like(x)
         matrix = torch.stack([step, step * slant, x, zero, step, y], dim=1).view(-1, 2, 3)
         grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
-        return F.grid_sample(ink, grid, align_corners=False) + lightest
+        return F.grid_sample(excess, grid, align_corners=False) + lightest
 
 
 def deskewed_tiny_net(channels: int = 16, repeats: Sequence[int] = (4, 3), zoom: float = 1.0) -> nn.Sequential:
     """`TinyNet` behind `Deskew`."""
     return nn.Sequential(Deskew(zoom), TinyNet(channels, repeats))
+
+
+def transformed_tiny_net(channels: int = 16, repeats: Sequence[int] = (4, 3), zoom: float = 1.0) -> nn.Sequential:
+    """`TinyNet` behind a spatial transformer: `Deskew` with learned ink."""
+    return nn.Sequential(Deskew(zoom, learned=True), TinyNet(channels, repeats))
 
 
 class Distillation:

@@ -27,6 +27,7 @@ from experiments.networks import (
     TinyNet,
     deskewed_tiny_net,
     fully_connected,
+    transformed_tiny_net,
     without_batch_norm,
 )
 from model import Net
@@ -294,6 +295,12 @@ RECIPES: dict[str, Recipe] = {
     "tiny-1927": replace(TINY, loss=partial(TAUGHT, teacher="large")).changed(
         "TinyNet, with a teacher", **_amounts(0.6), channels=27
     ),
+    "tiny-980": replace(TINY, network=partial(transformed_tiny_net, zoom=1.2)).changed(
+        "TinyNet, spatial transformer", **_amounts(0.25)
+    ),
+    "tiny-980-taught": replace(
+        TINY, network=partial(transformed_tiny_net, zoom=1.2), loss=partial(TAUGHT, teacher="large")
+    ).changed("TinyNet, spatial transformer, with a teacher", **_amounts(0.25)),
     "tiny-970-deskewed": replace(TINY, network=partial(deskewed_tiny_net, zoom=1.2)).changed(
         "TinyNet, digits deskewed", **_amounts(0.25)
     ),
