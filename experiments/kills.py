@@ -35,22 +35,19 @@ def train(path: Path | None, data: tuple) -> tuple[torch.nn.Module, utils.Histor
 
 def die_while_writing(moment: str) -> None:
     """Make this process kill itself the next time it writes a checkpoint."""
-    save = torch.save
 
     def kill(*_) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def kill_half_way(snapshot: dict, file) -> None:
+    def kill_half_way(snapshot: dict, file, save=torch.save) -> None:
         save(snapshot, file)
         file.truncate(file.tell() // 2)
         kill()
 
-    if moment == "before":
-        torch.save = kill
-    elif moment == "half-way":
-        torch.save = kill_half_way
-    else:
+    if moment == "before the move":
         os.replace = kill
+    else:
+        torch.save = kill if moment == "before" else kill_half_way
 
 
 def completed(path: Path) -> int:
@@ -84,9 +81,7 @@ def finishes_like(unkilled: tuple, path: Path, data: tuple) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--output", default=ROOT / "results/kills.json", help="file for the record (default: %(default)s)"
-    )
+    parser.add_argument("--output", default=ROOT / "results/kills.json", help="for the record; default: %(default)s")
     arguments = parser.parse_args()
     os.environ["TQDM_DISABLE"] = "1"  # the children's bars would overwrite each other
     tqdm.monitor_interval = 0  # a process with threads, tqdm's among them, must not fork

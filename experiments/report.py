@@ -19,6 +19,9 @@ from experiments.study import Study, check_record
 RESULTS = ROOT / "results"
 
 
+ACCURACY = "parameters: | seeds: | final test accuracy, mean ± sd: | min: | max:"
+
+
 def _load(name: str) -> dict:
     return storage.load_record(RESULTS / f"{name}.json")
 
@@ -61,14 +64,10 @@ def summary(values: list[float]) -> str:
 
 
 def _accuracy(records: list[dict]) -> list[object]:
-    """Parameters, number of seeds, mean ± standard deviation, least and greatest final accuracy of one recipe."""
+    """The columns `ACCURACY` of one recipe."""
     final = _final(records)
-    return [
-        f"{records[0]['parameters']:,}",
-        len(final),
-        summary(final),
-        *(f"{100 * end(final):.2f} %" for end in (min, max)),
-    ]
+    ends = (f"{100 * end(final):.2f} %" for end in (min, max))
+    return [f"{records[0]['parameters']:,}", len(final), summary(final), *ends]
 
 
 def _table(header: str, rows: Iterable[Iterable[object]]) -> str:
@@ -81,14 +80,14 @@ def _table(header: str, rows: Iterable[Iterable[object]]) -> str:
 def result() -> str:
     """The goals, and what the notebook's run reached."""
     record = _load("notebook")
-    history, count = record["history"], f"{record['parameters']:,}"
+    history = record["history"]
     final, minutes = history["test_accuracy"][-1], sum(history["seconds"]) / 60
     hardware = f"{record['threads']} threads, {record['hardware']}, PyTorch {record['torch'].split('+')[0]}"
     return _table(
         f"goal | the assignment | reference solution | this notebook, seed {record['seed']}",
         [
             ("test accuracy, final epoch", "> 99.4 %", "99.57 %", f"**{100 * final:.2f} %**"),
-            ("parameters", "< 20,000", "9,768", f"**{count}**"),
+            ("parameters", "< 20,000", "9,768", f"**{record['parameters']:,}**"),
             ("epochs", "< 20", "19", f"**{len(history['seconds'])}**"),
             ("best epoch on the test set (no result)", "", "99.60 %", f"{100 * max(history['test_accuracy']):.2f} %"),
             ("training time", "", "", f"{minutes:.1f} minutes ({hardware})"),
@@ -100,9 +99,7 @@ def hyperparameters() -> str:
     """The settings of the notebook's recipe and of the one-cycle recipe, under their names in PyTorch."""
     a, b = RECIPES["reference"].settings(), RECIPES["one-cycle"].settings()
     scheduler = f"`StepLR(step_size={a['step_size']}, gamma={a['gamma']})`, in epochs"
-    zoom = (
-        f"`RandomApply([CenterCrop(22), Resize(28)], p={a['zoom_probability']})`, `RandomRotation({a['max_degrees']})`"
-    )
+    zoom = f"`RandomApply([CenterCrop(22), Resize(28)], p={a['zoom_probability']})`"
     amounts = " · ".join(f"{name.removeprefix('max_')} ± {b[name]:g}" for name in AMOUNTS)
     return _table(
         "hyperparameter | `A6.ipynb` | `beyond.ipynb`, one cycle",
@@ -110,7 +107,7 @@ def hyperparameters() -> str:
             *((name, a[name], b[name]) for name in ("epochs", "batch_size", "momentum", "nesterov", "weight_decay")),
             ("learning rate", a["learning_rate"], f"{b['learning_rate']} at its peak"),
             ("scheduler", scheduler, f'`OneCycleLR(pct_start={b["pct_start"]}, anneal_strategy="linear")`, in steps'),
-            ("augmentation", zoom, f"`random_affine`: {amounts}"),
+            ("augmentation", f"{zoom}, `RandomRotation({a['max_degrees']})`", f"`random_affine`: {amounts}"),
             ("`Dropout2d(p)`", a["dropout"], b["dropout"]),
         ],
     )
@@ -120,8 +117,7 @@ def seeds() -> str:
     """One row per recipe: the final accuracies of its seeds."""
     accuracies = {name: _accuracy(runs(name)) for name in _recipes()}
     rows = [[f"`{name}`", RECIPES[name].title, RECIPES[name].epochs, *cells] for name, cells in accuracies.items()]
-    header = "recipe | description | epochs: | parameters: | seeds: | final test accuracy, mean ± sd: | min: | max:"
-    return _table(header, rows)
+    return _table(f"recipe | description | epochs: | {ACCURACY}", rows)
 
 
 def ingredients() -> str:
@@ -132,8 +128,7 @@ def ingredients() -> str:
         change = RECIPES[name].title if name in ABLATIONS else "none"
         delta = f"{10_000 * (means[name] - means['reference']):+.0f}" if name in ABLATIONS else ""
         rows.append([f"`{name}`", change, *_accuracy(records[name]), delta])
-    header = "recipe | change | parameters: | seeds: | final test accuracy, mean ± sd: | min: | max:"
-    return _table(f"{header} | Δ correct per 10,000:", rows)
+    return _table(f"recipe | change | {ACCURACY} | Δ correct per 10,000:", rows)
 
 
 def frontier() -> str:
@@ -160,15 +155,13 @@ def trials() -> str:
             changes = [f"{name} {value}" for name, value in trial["changed"].items() if name != "epochs"]
             epochs = trial["changed"].get("epochs", record["recipe"]["epochs"])
             setting = ", ".join([trial["network"], *changes]) + " *"
-            rows.append(
-                (epochs, trial["validation_loss"], trial["validation_accuracy"], trial["parameters"], 1, setting)
-            )
+            judged = trial["validation_loss"], trial["validation_accuracy"]
+            rows.append((epochs, *judged, trial["parameters"], 1, setting))
     for folder in _folders("trials", "screening.json", "frontier.json"):
         records = storage.load_records(folder)
         last = [(record["history"]["test_loss"][-1], record["history"]["test_accuracy"][-1]) for record in records]
-        loss, accuracy = (statistics.mean(values) for values in zip(*last))
         epochs, parameters = records[0]["hyperparameters"]["epochs"], records[0]["parameters"]
-        rows.append((epochs, loss, accuracy, parameters, len(records), f"`{folder.name}`"))
+        rows.append((epochs, *map(statistics.mean, zip(*last)), parameters, len(records), f"`{folder.name}`"))
     return _table(
         "network and changes | parameters: | epochs: | seeds: | validation loss: | validation accuracy:",
         [
@@ -181,12 +174,10 @@ def trials() -> str:
 def kills() -> str:
     """The count of the recorded kills."""
     record = _load("kills")
+    counts = [record[name] for name in ("kills", "kills_while_writing", "lost_epochs", "runs_compared")]
     equal = "yes" if record["equal_to_the_uninterrupted_run"] else "NO"
-    counts = record["kills"], record["kills_while_writing"], record["lost_epochs"], record["runs_compared"], equal
-    return _table(
-        "kills: | while writing: | lost epochs: | runs compared: | equal to the uninterrupted run, bit for bit",
-        [counts],
-    )
+    header = "kills: | while writing: | lost epochs: | runs compared: | equal to the uninterrupted run, bit for bit"
+    return _table(header, [[*counts, equal]])
 
 
 def own_digits() -> str:
@@ -204,10 +195,8 @@ def speed() -> str:
     record = _load("speed")
     rows = []
     for title, part in (("training epoch, s", "train"), ("test pass, s", "test"), ("both", "epoch")):
-        seconds = record["seconds"][part]
-        rows.append(
-            (title, *(f"{seconds[loop]['median']:.1f}" for loop in ("reference", "ours")), _span(record["ratio"][part]))
-        )
+        seconds = (f"{record['seconds'][part][loop]['median']:.1f}" for loop in ("reference", "ours"))
+        rows.append((title, *seconds, _span(record["ratio"][part])))
     memory = (f"{record['peak_memory_mb'][loop]:,}" for loop in ("reference", "ours"))
     rows += [("peak memory, MB", *memory, "")]
     return _table("measure | reference's loop: | ours: | times as fast, median (range):", rows)
@@ -247,10 +236,8 @@ def updated(text: str, tables: Iterable) -> str:
     """The `text` of a page with each of its `tables` written again."""
     for table in tables:
         name = table.__name__
-        pattern = rf"<!-- {name} -->\n.*?<!-- end -->"
-        text, count = re.subn(
-            pattern, lambda _, t=table, n=name: f"<!-- {n} -->\n{t()}\n<!-- end -->", text, flags=re.S
-        )
+        new = f"<!-- {name} -->\n{table()}\n<!-- end -->"
+        text, count = re.subn(rf"<!-- {name} -->\n.*?<!-- end -->", lambda _, new=new: new, text, flags=re.S)
         if count != 1:
             raise ValueError(f"there must be exactly one <!-- {name} --> … <!-- end -->, not {count}")
     return text
@@ -260,8 +247,7 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     try:
         for page, tables in PAGES.items():
-            text = updated((ROOT / page).read_text(), tables)
-            storage.save_text(ROOT / page, text)
+            storage.save_text(ROOT / page, updated((ROOT / page).read_text(), tables))
     except (OSError, ValueError) as error:
         raise SystemExit(f"report: {error}") from None
 

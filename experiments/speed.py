@@ -18,6 +18,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -51,24 +52,12 @@ COMPANY = "alone", "beside a busy process", "beside another training"
 def reference_layers() -> nn.Module:
     """The reference solution's network: `Net` with a padding mode that copies every activation, ReLU not in place."""
     model = Net()
-    for block in model:
-        for place, layer in enumerate(block):
-            if isinstance(layer, nn.Conv2d):
-                arguments = (layer.in_channels, layer.out_channels, layer.kernel_size)
-                block[place] = nn.Conv2d(*arguments, padding=0, padding_mode="replicate", bias=False)
-            if isinstance(layer, nn.ReLU):
-                block[place] = nn.ReLU()
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.padding_mode = "replicate"
+        if isinstance(layer, nn.ReLU):
+            layer.inplace = False
     return model
-
-
-def unpack(folder: str) -> None:
-    """MNIST, unpacked in `folder` for the loop that reads it from there, unless it is there already."""
-    raw = Path(folder) / "MNIST" / "raw"
-    if not raw.exists():
-        raw.mkdir(parents=True)
-        for path in (ROOT / "data" / "MNIST" / "raw").glob("*.gz"):
-            (raw / path.name).write_bytes(path.read_bytes())
-        MNIST(folder, download=True)
 
 
 class Reference:
@@ -80,7 +69,9 @@ class Reference:
     ]
 
     def __init__(self, folder: str, device: torch.device) -> None:
-        unpack(folder)
+        if not Path(folder, "MNIST").exists():  # unpacked once, for the loop that reads it from there
+            shutil.copytree(ROOT / "data" / "MNIST", Path(folder, "MNIST"))
+            MNIST(folder, download=True)
         train = MNIST(folder, train=True, transform=transforms.Compose(self.augment + NORMALIZE))
         test = MNIST(folder, train=False, transform=transforms.Compose(NORMALIZE))
         self.train_loader = DataLoader(Subset(train, range(TRAIN)), batch_size=128, shuffle=True)
@@ -115,14 +106,7 @@ class Reference:
 class Ours:
     """`utils.train_epoch` with a recipe, or, on the way there, with another network and optimizer in its place."""
 
-    def __init__(
-        self,
-        folder: str,
-        device: torch.device,
-        recipe: str = "reference",
-        network: Callable[[], nn.Module] | None = None,
-        optimizer: Callable[..., optim.Optimizer] = optim.SGD,
-    ) -> None:
+    def __init__(self, folder: str, device: torch.device, recipe="reference", network=None, optimizer=optim.SGD):
         (images, labels), (test_images, test_labels) = utils.load_mnist(ROOT / "data", device)
         self.train_set, self.test_set = (images[:TRAIN], labels[:TRAIN]), (test_images[:TEST], test_labels[:TEST])
         self.run = RECIPES[recipe].build(TRAIN, device)
@@ -139,24 +123,16 @@ class Ours:
         utils.evaluate(self.run.model, *self.test_set)
 
 
-class Autocast(nn.Module):
+class Autocast(Net):
     """`Net`, whose convolutions compute in bfloat16."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.model = channels_last()
 
     def forward(self, images: Tensor) -> Tensor:
         with torch.autocast(images.device.type, torch.bfloat16):
-            return self.model(images).float()
+            return super().forward(images).float()
 
 
-def channels_last() -> nn.Module:
-    return Net().to(memory_format=torch.channels_last)
-
-
-def compiled() -> nn.Module:
-    return torch.compile(channels_last())
+def channels_last(network: type[Net] = Net) -> Net:
+    return network().to(memory_format=torch.channels_last)
 
 
 # In the order in which they were tried: name, (what it is, whether it was kept, how to make it).
@@ -170,8 +146,8 @@ LOOPS: dict[str, tuple[str, bool, Callable]] = {
     "unpadded": ("no zero-width padding, ReLU in place", True, partial(Ours, network=Net)),
     "channels-last": ("channels-last", True, partial(Ours, network=channels_last)),
     "fused": ("fused optimizer", False, partial(Ours, network=channels_last, optimizer=partial(optim.SGD, fused=True))),
-    "compiled": ("torch.compile", False, partial(Ours, network=compiled)),
-    "bfloat16": ("bfloat16 autocast", False, partial(Ours, network=Autocast)),
+    "compiled": ("torch.compile", False, partial(Ours, network=lambda: torch.compile(channels_last()))),
+    "bfloat16": ("bfloat16 autocast", False, partial(Ours, network=partial(channels_last, Autocast))),
     "ours": ("oneDNN's blocked layout (on a CPU)", True, Ours),
     "shortest": (f"recipe {SHORTEST}", False, partial(Ours, recipe=SHORTEST)),
 }
@@ -268,22 +244,19 @@ def summarise(seconds: dict[str, dict[str, list[float]]]) -> dict:
         gain = ratio(seconds[before]["train"], seconds[name]["train"])
         steps.append(dict(step=step, kept=kept, epoch_seconds=statistics.median(seconds[name]["train"]), gain=gain))
         before = name if kept else before
-    to_goal = {}
+    to_goal, reference = [], None
     for name, recipe in (("reference", "reference"), ("ours", "reference"), ("shortest", SHORTEST)):
-        count = RECIPES[recipe].epochs
+        loop, count = LOOPS["reference"][0] if name == "reference" else "ours", RECIPES[recipe].epochs
         times = [s + count * epoch for s, epoch in zip(seconds[name]["setup"], seconds[name]["epoch"])]
-        loop = LOOPS["reference"][0] if name == "reference" else "ours"
-        to_goal[name] = dict(loop=loop, recipe=recipe, epochs=count, times=times)
-    reference = to_goal["reference"]["times"]
-    for way in to_goal.values():
-        times = way.pop("times")
-        way |= dict(seconds=spread(times), ratio=ratio(reference, times))
+        reference = reference or times
+        about = dict(loop=loop, recipe=recipe, epochs=count)
+        to_goal.append(about | dict(seconds=spread(times), ratio=ratio(reference, times)))
     parts = ("setup", "train", "test", "epoch")
     return dict(
         seconds={part: {name: spread(seconds[name][part]) for name in ("reference", "ours")} for part in parts},
         ratio={part: ratio(seconds["reference"][part], seconds["ours"][part]) for part in parts},
         steps=steps,
-        time_to_goal=list(to_goal.values()),
+        time_to_goal=to_goal,
     )
 
 
