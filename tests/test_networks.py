@@ -130,6 +130,20 @@ def test_deskewing_leaves_an_empty_image_empty():
     assert torch.equal(Deskew(1.2)(images), images)
 
 
+def test_learned_ink_is_a_trained_kernels_and_includes_what_exceeds_the_ground(mnist):
+    images = utils.normalize(mnist[1][0][:20])
+    torch.manual_seed(0)
+    transformer = Deskew(1.2, learned=True)
+    transformer(images).square().sum().backward()
+    assert sum(parameter.numel() for parameter in transformer.parameters() if parameter.grad.abs().max() > 0) == 10
+    kernel = transformer.ink[0]
+    nn.init.dirac_(kernel.weight)
+    with torch.no_grad():
+        kernel.weight *= 1e4  # softplus leaves large values as they are ...
+        kernel.bias.fill_(-1e4 * images.min() - 20)  # ... and the ground is nothing
+        torch.testing.assert_close(transformer(images), Deskew(1.2)(images), atol=1e-2, rtol=0)
+
+
 def test_receptive_field_counts_a_shared_layer_each_time():
     rows = receptive_field(TinyNet(4, (2, 1)))
     assert [(row["layer"], row["r_out"], row["n_out"]) for row in rows] == [
