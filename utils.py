@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import dropwhile
 from pathlib import Path
 
 import torch
@@ -185,19 +186,20 @@ def batches(
 def to_device(model: nn.Sequential, device: torch.device | str) -> nn.Sequential:
     """Move `model` to `device` and into the memory layout in which it trains fastest there; return it.
 
-    That is channels-last, and on a CPU oneDNN's blocked layout for the activations between the first block and the
-    last, where its layers have one: batch normalization then takes a third of the time. On Apple's MPS the layout stays
-    as it is, because convolutions of channels-last tensors have been wrong there.
+    That is channels-last, and on a CPU oneDNN's blocked layout for the activations from the first block with a
+    convolution to the last block, where its layers have one: batch normalization then takes a third of the time. On
+    Apple's MPS the layout stays as it is, because convolutions of channels-last tensors have been wrong there.
     Sources: https://docs.pytorch.org/docs/stable/generated/torch.Tensor.to_mkldnn.html,
     https://github.com/pytorch/pytorch/issues/180984
     """
     kind = torch.device(device).type
     model = model.to(device, memory_format=torch.preserve_format if kind == "mps" else torch.channels_last)
-    first, *middle, last = model
-    layers = [layer for block in (first, *middle) for layer in block.modules() if getattr(layer, "p", 1) != 0]
+    *blocks, last = dropwhile(lambda block: not any(isinstance(layer, nn.Conv2d) for layer in block.modules()), model)
+    layers = [layer for block in blocks for layer in block.modules() if getattr(layer, "p", 1) != 0]
     blocked = nn.Sequential, nn.Conv2d, nn.ReLU, nn.GELU, nn.BatchNorm2d, nn.MaxPool2d
-    if kind == "cpu" and torch.backends.mkldnn.is_available() and all(isinstance(layer, blocked) for layer in layers):
-        first.register_forward_pre_hook(_to_blocked)
+    exists = kind == "cpu" and torch.backends.mkldnn.is_available()
+    if exists and blocks and all(isinstance(layer, blocked) for layer in layers):
+        blocks[0].register_forward_pre_hook(_to_blocked)
         last.register_forward_pre_hook(lambda _, inputs: inputs[0].to_dense() if inputs[0].is_mkldnn else inputs[0])
     return model
 

@@ -189,6 +189,11 @@ class Deskew(nn.Module):
         return F.grid_sample(excess, grid, align_corners=False) + lightest
 
 
+def deskewed_net(dropout: float = 0.0) -> Classifier:
+    """`Net` behind `Deskew`."""
+    return Classifier(OrderedDict(deskew=Deskew(), **dict(Net(dropout).named_children())))
+
+
 def deskewed_tiny_net(channels: int = 16, repeats: Sequence[int] = (4, 3), zoom: float = 1.0) -> nn.Sequential:
     """`TinyNet` behind `Deskew`."""
     return nn.Sequential(Deskew(zoom), TinyNet(channels, repeats))

@@ -25,6 +25,7 @@ from experiments.networks import (
     LargeNet,
     SmallNet,
     TinyNet,
+    deskewed_net,
     deskewed_tiny_net,
     fully_connected,
     transformed_tiny_net,
@@ -276,6 +277,7 @@ RECIPES: dict[str, Recipe] = {
     "reference": REFERENCE,
     **ABLATIONS,
     "one-cycle": ONE_CYCLE,
+    "one-cycle-deskewed": replace(ONE_CYCLE, title="Net, one cycle, digits deskewed", network=partial(deskewed_net)),
     "one-cycle-taught": NET_TAUGHT,
     # other networks, by their number of parameters; the largest one only teaches the others
     "small-37986": replace(SMALL, teaches=True).changed(
