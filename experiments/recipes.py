@@ -279,6 +279,9 @@ RECIPES: dict[str, Recipe] = {
     "one-cycle": ONE_CYCLE,
     "one-cycle-deskewed": replace(ONE_CYCLE, title="Net, one cycle, digits deskewed", network=partial(deskewed_net)),
     "one-cycle-taught": NET_TAUGHT,
+    "one-cycle-deskewed-taught": replace(
+        NET_TAUGHT, title="Net, with a large teacher, digits deskewed", network=partial(deskewed_net)
+    ),
     # other networks, by their number of parameters; the largest one only teaches the others
     "small-37986": replace(SMALL, teaches=True).changed(
         "SmallNet, the teacher", learning_rate=0.2, before=[16, 16], after=[32, 48, 38]
