@@ -265,8 +265,11 @@ FAST = replace(ONE_CYCLE, network=partial(FastNet), batch_size=256, epochs=5).ch
     "FastNet, fading augmentation", learning_rate=0.8, weight_decay=3e-4, fade_from=0.5, fade_to=0.3
 )
 TINY = replace(ONE_CYCLE, title="TinyNet", network=partial(TinyNet))
-TAUGHT = partial(distillation, teacher="small-37986", teachers=1)
-NET_TAUGHT = replace(ONE_CYCLE, loss=partial(TAUGHT, teacher="large")).changed(
+TRANSFORMED = replace(TINY, network=partial(transformed_tiny_net, zoom=1.2)).changed(
+    "TinyNet, spatial transformer", **_amounts(0.25)
+)
+TAUGHT = partial(distillation, teacher="large", teachers=1)
+NET_TAUGHT = replace(ONE_CYCLE, loss=TAUGHT).changed(
     "Net, with a large teacher, fading augmentation", **STRONG, fade_from=0.6, fade_to=0.33
 )
 SMALL_TAUGHT = replace(
@@ -282,30 +285,32 @@ RECIPES: dict[str, Recipe] = {
     "one-cycle-deskewed-taught": replace(
         NET_TAUGHT, title="Net, with a large teacher, digits deskewed", network=partial(deskewed_net)
     ),
-    # other networks, by their number of parameters; the largest one only teaches the others
+    # other networks, by their number of parameters; the largest ones only teach the others
+    "large": LARGE,
     "small-37986": replace(SMALL, teaches=True).changed(
         "SmallNet, the teacher", learning_rate=0.2, before=[16, 16], after=[32, 48, 38]
     ),
-    "large": LARGE,
-    "fast": FAST,
     "small-19778": SMALL_TAUGHT.changed(SMALL_TAUGHT.title, before=[12, 12], after=[24, 32, 29]),
-    "small-9710-taught": SMALL_TAUGHT,
+    "fast": FAST,
     "small-9710": SMALL,
     "small-9710-short": SMALL.changed("SmallNet, 6 epochs", epochs=6),
-    "small-4962": replace(SMALL, loss=TAUGHT).changed("SmallNet, with a teacher", before=[8, 8], after=[8, 16, 16]),
+    "small-9710-taught": SMALL_TAUGHT,
+    "small-4962": replace(SMALL, loss=partial(TAUGHT, teacher="small-37986")).changed(
+        "SmallNet, with a teacher", before=[8, 8], after=[8, 16, 16]
+    ),
     "tiny-2890": TINY.changed("TinyNet", **_amounts(0.6), channels=36),
     "tiny-2442": TINY.changed("TinyNet", **_amounts(0.7), channels=32, repeats=[2, 5]),
+    "tiny-1927": replace(TINY, loss=TAUGHT).changed("TinyNet, with a large teacher", **_amounts(0.6), channels=27),
+    "tiny-1652": replace(TRANSFORMED, loss=TAUGHT).changed(
+        "TinyNet, spatial transformer, with a large teacher", **_amounts(0.6), channels=24
+    ),
     "tiny-1642": TINY.changed("TinyNet", **_amounts(0.5), channels=24),
+    "tiny-980": TRANSFORMED,
+    "tiny-980-taught": replace(TRANSFORMED, title=f"{TRANSFORMED.title}, with a large teacher", loss=TAUGHT),
+    "tiny-980-batches-of-32": TRANSFORMED.changed(
+        f"{TRANSFORMED.title}, batches of 32", batch_size=32, learning_rate=0.2
+    ),
     "tiny-970": TINY.changed("TinyNet", **_amounts(0.25)),
-    "tiny-1927": replace(TINY, loss=partial(TAUGHT, teacher="large")).changed(
-        "TinyNet, with a teacher", **_amounts(0.6), channels=27
-    ),
-    "tiny-980": replace(TINY, network=partial(transformed_tiny_net, zoom=1.2)).changed(
-        "TinyNet, spatial transformer", **_amounts(0.25)
-    ),
-    "tiny-980-taught": replace(
-        TINY, network=partial(transformed_tiny_net, zoom=1.2), loss=partial(TAUGHT, teacher="large")
-    ).changed("TinyNet, spatial transformer, with a teacher", **_amounts(0.25)),
     "tiny-970-deskewed": replace(TINY, network=partial(deskewed_tiny_net, zoom=1.2)).changed(
         "TinyNet, digits deskewed", **_amounts(0.25)
     ),
