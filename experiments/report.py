@@ -48,13 +48,14 @@ def runs(name: str) -> list[dict]:
     return [check_record(path, study.describe(int(path.stem))) for path in paths]
 
 
-def _final(records: list[dict]) -> list[float]:
+def final_accuracies(records: list[dict]) -> list[float]:
+    """The accuracies (fractions) after the last epoch, of the test set or, in trials, of the held-out images."""
     return [record["history"]["test_accuracy"][-1] for record in records]
 
 
 def finals(name: str) -> list[float]:
     """The test accuracies (fractions) after the last epoch of all seeds of the recipe `name`."""
-    return _final(runs(name))
+    return final_accuracies(runs(name))
 
 
 def summary(values: list[float]) -> str:
@@ -65,7 +66,7 @@ def summary(values: list[float]) -> str:
 
 def _accuracy(records: list[dict]) -> list[object]:
     """The columns `ACCURACY` of one recipe."""
-    final = _final(records)
+    final = final_accuracies(records)
     ends = (f"{100 * end(final):.2f} %" for end in (min, max))
     return [f"{records[0]['parameters']:,}", len(final), summary(final), *ends]
 
@@ -123,7 +124,7 @@ def seeds() -> str:
 def ingredients() -> str:
     """One row per ablation of the reference recipe, the best first."""
     records, rows = {name: runs(name) for name in ("reference", *ABLATIONS)}, []
-    means = {name: statistics.mean(_final(records[name])) for name in records}
+    means = {name: statistics.mean(final_accuracies(records[name])) for name in records}
     for name in sorted(means, key=lambda name: -means[name]):
         change = RECIPES[name].title if name in ABLATIONS else "none"
         delta = f"{10_000 * (means[name] - means['reference']):+.0f}" if name in ABLATIONS else ""
@@ -139,7 +140,7 @@ def frontier() -> str:
         rows.append((peer["parameters"], source, peer["runs"], f"{100 * peer['accuracy']:.2f} %", peer["training"]))
     for name in _recipes():
         records = runs(name)
-        count, final = records[0]["parameters"], _final(records)
+        count, final = records[0]["parameters"], final_accuracies(records)
         if count < 20_000:
             training = f"{RECIPES[name].title}; {RECIPES[name].epochs} epochs"
             rows.append((count, f"`{name}`", f"all of {len(final)} seeds", summary(final), training))
