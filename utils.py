@@ -197,8 +197,8 @@ def to_device(model: nn.Sequential, device: torch.device | str) -> nn.Sequential
     *blocks, last = dropwhile(lambda block: not any(isinstance(layer, nn.Conv2d) for layer in block.modules()), model)
     layers = [layer for block in blocks for layer in block.modules() if getattr(layer, "p", 1) != 0]
     blocked = nn.Sequential, nn.Conv2d, nn.ReLU, nn.GELU, nn.BatchNorm2d, nn.MaxPool2d
-    exists = kind == "cpu" and torch.backends.mkldnn.is_available()
-    if exists and blocks and all(isinstance(layer, blocked) for layer in layers):
+    available = kind == "cpu" and torch.backends.mkldnn.is_available()
+    if available and blocks and all(isinstance(layer, blocked) for layer in layers):
         blocks[0].register_forward_pre_hook(_to_blocked)
         last.register_forward_pre_hook(lambda _, inputs: inputs[0].to_dense() if inputs[0].is_mkldnn else inputs[0])
     return model

@@ -152,11 +152,11 @@ class FastNet(Classifier):
 
 
 class Deskew(nn.Module):
-    """Undoes the slant of digits, moves them to the middle and enlarges them `zoom` times; has no parameters.
+    """Undoes the slant of digits, moves them to the middle and enlarges them `zoom` times.
 
     Takes and returns float images [B, 1, 28, 28] of any range; ink is what exceeds an image's smallest value. The slant
     is how far the ink moves aside from one row to the next, covariance(x, y) / variance(y), and is undone by shifting
-    the rows, with linear interpolation. An image without ink stays as it is.
+    the rows, with linear interpolation. An image without ink stays as it is. All this has no parameters.
     Where the ink is `learned`, it is what a 3×3 convolution of ten parameters, which starts at random and is trained
     with the network behind it, makes of the image: a spatial transformer, no preprocessing.
     Sources: Y. LeCun et al., Gradient-Based Learning Applied to Document Recognition, Proceedings of the IEEE 1998,

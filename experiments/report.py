@@ -17,8 +17,6 @@ from experiments.recipes import ABLATIONS, AMOUNTS, RECIPES
 from experiments.study import Study, check_record
 
 RESULTS = ROOT / "results"
-
-
 ACCURACY = "parameters: | seeds: | final test accuracy, mean ± sd: | min: | max:"
 
 

@@ -130,7 +130,20 @@ def test_deskewing_leaves_an_empty_image_empty():
     assert torch.equal(Deskew(1.2)(images), images)
 
 
-def test_learned_ink_is_a_trained_kernels_and_includes_what_exceeds_the_ground(mnist):
+def test_deskewed_network_is_the_assignments_behind_deskewing_and_takes_its_layout(mnist):
+    torch.manual_seed(0)
+    plain, images = Net().eval(), utils.normalize(mnist[1][0][:20])
+    deskewed = utils.to_device(RECIPES["one-cycle-deskewed"].network(), "cpu").eval()
+    deskewed.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(deskewed(images), plain(Deskew()(images)), rtol=1e-3, atol=1e-3)
+        seen = []
+        deskewed.conv2.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].is_mkldnn))
+        deskewed(images)
+    assert seen == [torch.backends.mkldnn.is_available()]
+
+
+def test_learned_ink_is_trained_and_deskews_as_what_exceeds_the_ground_does(mnist):
     images = utils.normalize(mnist[1][0][:20])
     torch.manual_seed(0)
     transformer = Deskew(1.2, learned=True)
