@@ -269,6 +269,7 @@ TRANSFORMED = replace(TINY, network=partial(transformed_tiny_net, zoom=1.2)).cha
     "TinyNet, spatial transformer", **_amounts(0.25)
 )
 TAUGHT = partial(distillation, teacher="large", teachers=1)
+TRANSFORMED_TAUGHT = replace(TRANSFORMED, title=f"{TRANSFORMED.title}, with a large teacher", loss=TAUGHT)
 NET_TAUGHT = replace(ONE_CYCLE, loss=TAUGHT).changed(
     "Net, with a large teacher, fading augmentation", **STRONG, fade_from=0.6, fade_to=0.33
 )
@@ -300,13 +301,12 @@ RECIPES: dict[str, Recipe] = {
     ),
     "tiny-2890": TINY.changed("TinyNet", **_amounts(0.6), channels=36),
     "tiny-2442": TINY.changed("TinyNet", **_amounts(0.7), channels=32, repeats=[2, 5]),
+    "tiny-1937": TRANSFORMED_TAUGHT.changed(TRANSFORMED_TAUGHT.title, **_amounts(0.6), channels=27),
     "tiny-1927": replace(TINY, loss=TAUGHT).changed("TinyNet, with a large teacher", **_amounts(0.6), channels=27),
-    "tiny-1652": replace(TRANSFORMED, loss=TAUGHT).changed(
-        "TinyNet, spatial transformer, with a large teacher", **_amounts(0.6), channels=24
-    ),
+    "tiny-1652": TRANSFORMED_TAUGHT.changed(TRANSFORMED_TAUGHT.title, **_amounts(0.6), channels=24),
     "tiny-1642": TINY.changed("TinyNet", **_amounts(0.5), channels=24),
     "tiny-980": TRANSFORMED,
-    "tiny-980-taught": replace(TRANSFORMED, title=f"{TRANSFORMED.title}, with a large teacher", loss=TAUGHT),
+    "tiny-980-taught": TRANSFORMED_TAUGHT,
     "tiny-980-batches-of-32": TRANSFORMED.changed(
         f"{TRANSFORMED.title}, batches of 32", batch_size=32, learning_rate=0.2
     ),
