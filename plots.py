@@ -359,23 +359,23 @@ def seeds(accuracies: dict[str, list[float]], reference: float) -> Figure:
 
 
 @_style
-def frontier(points: dict[int, list[float]], peers: list[tuple[str, int, float]], goal: float, limit: int) -> Figure:
+def frontier(
+    networks: list[tuple[int, list[float]]], peers: list[tuple[str, int, float]], goal: float, limit: int
+) -> Figure:
     """Final accuracies (fractions) of every seed by number of parameters, their means and standard deviations.
 
-    `peers` are what others published: (name, parameters, accuracy). The corner of fewer than `limit` parameters and
-    more than the `goal` is shaded.
+    `networks` are ours: (parameters, accuracies of the seeds); `peers` what others published: (name, parameters,
+    accuracy). The corner of fewer than `limit` parameters and more than the `goal` is shaded.
     """
     figure, (axes,) = _subplots(1, 1, 11, 6.2, "How few parameters does the goal need?")
     label = f"the assignment: over {goal:.1%} with fewer than {limit:,}"
     axes.fill_between([100, limit], 100 * goal, 100, color=GREEN, alpha=0.15, linewidth=0, label=label)
-    counts = sorted(points)
-    for count in counts:
-        values = 100 * np.array(points[count])
-        label = "one seed" if count == counts[0] else None
-        axes.scatter([count] * len(values), values, color=BLUE, alpha=0.4, s=25, linewidth=0, label=label)
-    means = [100 * np.mean(points[count]) for count in counts]
-    deviations = [100 * np.std(points[count], ddof=1) for count in counts]
-    style = dict(color=BLUE, marker="o", capsize=6, label="mean ± standard deviation of the seeds")
+    seeds = [(parameters, 100 * accuracy) for parameters, accuracies in networks for accuracy in accuracies]
+    axes.scatter(*zip(*seeds), color=BLUE, alpha=0.4, s=25, linewidth=0, label="one seed")
+    counts, accuracies = zip(*networks)
+    means = [100 * np.mean(values) for values in accuracies]
+    deviations = [100 * np.std(values, ddof=1) for values in accuracies]
+    style = dict(color=BLUE, fmt="o", capsize=6, label="mean ± standard deviation of the seeds")
     axes.errorbar(counts, means, deviations, **style)
     published = [(count, 100 * accuracy) for _, count, accuracy in peers]
     axes.scatter(*zip(*published), color=RED, marker="s", s=50, label="published by others, chosen on the test set")

@@ -245,17 +245,18 @@ def test_deskewing_shows_each_image_above_its_deskewed_self():
 
 
 def test_frontier_shows_every_seed_the_means_the_peers_and_the_corner():
-    points = {9_000: [0.995, 0.996, 0.997], 1_000: [0.98, 0.99]}
-    figure = plots.frontier(points, [("somebody", 4_000, 0.991)], goal=0.994, limit=20_000)
+    networks = [(9_000, [0.995, 0.996, 0.997]), (1_000, [0.98, 0.99]), (1_000, [0.97, 0.97])]
+    figure = plots.frontier(networks, [("somebody", 4_000, 0.991)], goal=0.994, limit=20_000)
     axes = figure.axes[0]
     scatters = [dots.get_offsets() for dots in axes.collections if isinstance(dots, PathCollection)]
-    np.testing.assert_allclose(scatters[0], [[1_000, 98], [1_000, 99]])
-    np.testing.assert_allclose(scatters[1], [[9_000, 99.5], [9_000, 99.6], [9_000, 99.7]])
-    np.testing.assert_allclose(scatters[2], [[4_000, 99.1]])
+    ours = [[9_000, 99.5], [9_000, 99.6], [9_000, 99.7], [1_000, 98], [1_000, 99], [1_000, 97], [1_000, 97]]
+    np.testing.assert_allclose(scatters[0], ours)
+    np.testing.assert_allclose(scatters[1], [[4_000, 99.1]])
     assert [(text.get_text(), text.xy) for text in axes.texts] == [("somebody", (4_000, pytest.approx(99.1)))]
     line, _, (whiskers,) = axes.containers[0].lines
-    np.testing.assert_allclose(line.get_xydata(), [[1_000, 98.5], [9_000, 99.6]])
-    np.testing.assert_allclose(whiskers.get_segments()[1][:, 1], [99.5, 99.7])
+    np.testing.assert_allclose(line.get_xydata(), [[9_000, 99.6], [1_000, 98.5], [1_000, 97]])
+    assert line.get_linestyle() == "None"
+    np.testing.assert_allclose(whiskers.get_segments()[0][:, 1], [99.5, 99.7])
     (corner,) = [area for area in axes.collections if area.get_label().startswith("the assignment")]
     box = corner.get_paths()[0].get_extents()
     assert (box.x1, box.y0) == (20_000, pytest.approx(99.4)) and axes.get_xscale() == "log"
