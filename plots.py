@@ -370,8 +370,8 @@ def frontier(
     figure, (axes,) = _subplots(1, 1, 11, 6.2, "How few parameters does the goal need?")
     label = f"the assignment: over {goal:.1%} with fewer than {limit:,}"
     axes.fill_between([100, limit], 100 * goal, 100, color=GREEN, alpha=0.15, linewidth=0, label=label)
-    seeds = [(parameters, 100 * accuracy) for parameters, accuracies in networks for accuracy in accuracies]
-    axes.scatter(*zip(*seeds), color=BLUE, alpha=0.4, s=25, linewidth=0, label="one seed")
+    points = [(parameters, 100 * accuracy) for parameters, accuracies in networks for accuracy in accuracies]
+    axes.scatter(*zip(*points), color=BLUE, alpha=0.4, s=25, linewidth=0, label="one seed")
     counts, accuracies = zip(*networks)
     means = [100 * np.mean(values) for values in accuracies]
     deviations = [100 * np.std(values, ddof=1) for values in accuracies]
