@@ -1,6 +1,7 @@
 """What goes to disk: files written whole or not at all, weights, checkpoints, records, and where they were made."""
 
 import copy
+import hashlib
 import io
 import json
 import os
@@ -11,109 +12,86 @@ import secrets
 import subprocess
 import warnings
 import zipfile
-from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+CODE = Path(__file__).parent
 
 
-def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it: readers see the old content or the new.
-
-    The temporary name is used by nobody else, so that two writers do not mix. Missing folders are made.
-    """
+def save_bytes(path: str | Path, content: bytes) -> None:
+    """Write `content` to a temporary file of its own beside `path`, then rename it: readers see old or new content."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
     try:
         with open(temporary, "xb") as file:
-            write(file)
+            file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            with suppress(OSError):  # some network drives have no fsync
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _load(path: Path) -> object:
-    """What `torch.save` wrote to `path`, after comparing its checksums, which `torch.load` does not."""
-    content = io.BytesIO(path.read_bytes())  # read once: the file may be replaced meanwhile
+def save_text(path: str | Path, text: str) -> None:
+    """Write `text` to `path` in UTF-8, whole or not at all."""
+    save_bytes(path, text.encode())
+
+
+def load(path: str | Path) -> dict:
+    """What `torch.save` wrote to `path`; `RuntimeError` if it is damaged, or more than tensors and plain values."""
+    content = io.BytesIO(Path(path).read_bytes())  # read once: the file may be replaced meanwhile
     try:
-        with zipfile.ZipFile(content) as archive:
-            damaged = archive.testzip()
-        if damaged:
-            raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
+        with zipfile.ZipFile(content) as archive:  # torch.load does not compare checksums
+            if damaged := archive.testzip():
+                raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
         content.seek(0)
         return torch.load(content, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # torch's own message advises to load it anyway
-        raise RuntimeError(f"{path} holds more than tensors and plain values and was not loaded, for safety") from error
     except Exception as error:  # zipfile and pickle raise nearly anything on damaged bytes
-        raise RuntimeError(f"{path} is damaged or was not written by PyTorch: {error}") from error
+        raise RuntimeError(f"{path} is damaged or not safe to load: delete it, or restore it with git") from error
 
 
-def save_weights(model: nn.Module, path: str | Path) -> None:
+def save_weights(network: nn.Module, path: str | Path) -> None:
     """Write the network's weights to `path`; `load_weights` reads them back."""
-    write_atomically(path, lambda file: torch.save(model.state_dict(), file))
+    buffer = io.BytesIO()
+    torch.save(network.state_dict(), buffer)
+    save_bytes(path, buffer.getvalue())
 
 
-def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
-    """Fill `model` with the weights in `path` and return it.
+def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
+    """Fill `network` with the weights in `path`; `RuntimeError` if they do not fit, and it stays as it was."""
+    weights = load(path)
+    copy.deepcopy(network).load_state_dict(weights)
+    network.load_state_dict(weights)
+    return network
 
-    Raises `RuntimeError` for weights that are damaged, another network's, or not finite; `model` then stays as it was.
+
+def checkpoint_path(folder: str | Path, name: str, settings: dict, network: nn.Module, images: int) -> Path:
+    """`folder`/<name>-<8 hex digits>.pt, the digits a hash of what decides the run: another run is another file.
+
+    That is the `settings` (plain numbers and strings), the layers, the number of images, model.py and utils.py.
     """
-    weights = _load(Path(path))
-    try:
-        copy.deepcopy(model).load_state_dict(weights)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise RuntimeError(f"{path} does not hold weights of this network: {error}") from error
-    broken = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
-    if broken:
-        raise RuntimeError(f"{path} holds weights that are not finite numbers: {', '.join(broken)}")
-    model.load_state_dict(weights)
-    return model
+    identity = hashlib.sha256(json.dumps([settings, str(network), images], sort_keys=True).encode())
+    for module in ("model.py", "utils.py"):
+        identity.update((CODE / module).read_bytes())
+    return Path(folder) / f"{name}-{identity.hexdigest()[:8]}.pt"
 
 
 def save_checkpoint(path: str | Path, snapshot: dict) -> None:
-    """Write `snapshot` to `path`; on a full or read-only disk warn and let the training go on."""
+    """Write `snapshot` to `path`; `TypeError` if it could not be read back. On a full or read-only disk only warn."""
+    buffer = io.BytesIO()
+    torch.save(snapshot, buffer)
     try:
-        write_atomically(path, lambda file: torch.save(snapshot, file))
+        torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
+        save_bytes(path, buffer.getvalue())
+    except pickle.UnpicklingError as error:
+        raise TypeError("a checkpoint holds tensors and plain values; make numpy's numbers int or float") from error
     except OSError as error:
         warnings.warn(f"the checkpoint {path} could not be written, training continues: {error}", stacklevel=3)
-
-
-def load_checkpoint(path: str | Path, run: dict[str, str | Tensor]) -> dict:
-    """The snapshot in `path`, if it is whole and its "run" is described like this `run`; otherwise `RuntimeError`."""
-    remedy = "Delete or rename it, or choose another file name, to train from scratch"
-    try:
-        snapshot = _load(Path(path))
-    except RuntimeError as error:
-        raise RuntimeError(f"{error}. {remedy}") from error
-    if not isinstance(snapshot, dict) or not isinstance(snapshot.get("run"), dict):
-        raise RuntimeError(f"{path} is no checkpoint of a training run. {remedy}")
-    different = [part for part in run if not _same(snapshot["run"].get(part), run[part])]
-    if different:
-        named = [part for part in different if isinstance(run[part], str)] or different
-        raise RuntimeError(f"{path} is a checkpoint of another run: {', '.join(named)} differ. {remedy}")
-    return snapshot
-
-
-def _same(saved: object, value: str | Tensor) -> bool:
-    """Equal texts, or tensors that agree but for what another machine may compute otherwise in the last digits."""
-    if isinstance(value, str) or not isinstance(saved, Tensor) or saved.shape != value.shape:
-        return isinstance(value, str) and saved == value
-    return bool((saved - value).abs().mean() <= 1e-3 * value.abs().mean())
-
-
-def save_bytes(path: str | Path, content: bytes) -> None:
-    """Write `content` to `path`."""
-    write_atomically(path, lambda file: file.write(content))
-
-
-def save_text(path: str | Path, text: str) -> None:
-    """Write `text` to `path` in UTF-8."""
-    save_bytes(path, text.encode())
 
 
 def save_record(path: str | Path, record: dict) -> None:
@@ -124,47 +102,24 @@ def save_record(path: str | Path, record: dict) -> None:
 def load_record(path: str | Path) -> dict:
     """The record in `path`; `ValueError` naming the file if it is not one."""
     try:
-        record = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
+        return dict(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a readable record: {error}. Delete it, or restore it with git") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{path} is not a record but a JSON {type(record).__name__}")
-    return record
-
-
-def record_paths(folder: str | Path) -> list[Path]:
-    """The files of one recipe's records, `folder`/<seed>.json, by seed; `ValueError` for none, or a foreign file."""
-    paths = [path for path in Path(folder).glob("*") if path.suffix != ".partial"]
-    if not paths:
-        raise ValueError(f"{folder} holds no records; `python -m experiments.study` writes them")
-    for path in paths:
-        if not re.fullmatch(r"\d+\.json", path.name):
-            raise ValueError(f"{path} is no record of a seed, <seed>.json; move it away")
-    return sorted(paths, key=lambda path: int(path.stem))
 
 
 def load_records(folder: str | Path) -> list[dict]:
-    """The records of one recipe, by seed; `ValueError` as `record_paths`, or if one is unreadable."""
-    return [load_record(path) for path in record_paths(folder)]
+    """The records of one recipe, `folder`/<seed>.json, by seed."""
+    return [load_record(path) for path in sorted(Path(folder).glob("*.json"), key=lambda path: int(path.stem))]
 
 
 def environment(device: torch.device | str) -> dict[str, str | int]:
-    """Where a record was made: commit, torch version, hardware, threads."""
-    hardware = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        names = re.findall(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-        hardware = names[0] if names else hardware
-    if torch.device(device).type == "cuda":
+    """Where a record is made: commit, torch version, hardware, threads."""
+    kind, cpu, commit = torch.device(device).type, Path("/proc/cpuinfo"), "unknown"
+    names = re.findall(r"^model name\s*: (.+)$", cpu.read_text(encoding="utf-8"), re.M) if cpu.exists() else []
+    hardware = names[0] if names else platform.processor() or platform.machine()
+    if kind == "cuda":
         hardware = torch.cuda.get_device_name(device)
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = "unknown"
-    return {
-        "commit": commit,
-        "torch": torch.__version__,
-        "device": torch.device(device).type,
-        "hardware": hardware,
-        "threads": torch.get_num_threads(),
-    }
+    with suppress(OSError):  # there may be no git
+        command = ["git", "-C", str(CODE), "describe", "--always", "--dirty", "--abbrev=12"]
+        commit = subprocess.run(command, capture_output=True, text=True).stdout.strip() or commit
+    return dict(commit=commit, torch=torch.__version__, device=kind, hardware=hardware, threads=torch.get_num_threads())
