@@ -1,0 +1,214 @@
+"""`network` is a plain module: what students do next works on what the notebook's own cells leave behind."""
+
+import copy
+import io
+import pickle
+
+import joblib
+import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from papermill.parameterize import parameterize_notebook
+from torch import nn, optim
+from torch.nn.utils import parameters_to_vector, prune
+from torchvision.models.feature_extraction import create_feature_extractor
+
+import utils
+from conftest import ROOT
+from model import Net
+
+NOTEBOOK = nbformat.read(ROOT / "A6.ipynb", as_version=4)
+
+
+def run(notebook: nbformat.NotebookNode, last: str) -> dict:
+    """The names that the notebook's cells define up to the one tagged `last`, without magic commands and Colab's cell."""
+    namespace = {"display": lambda *_: None}
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags", [])
+        if cell.cell_type == "code" and "colab" not in tags:
+            exec("\n".join(line for line in cell.source.splitlines() if not line.startswith("%")), namespace)
+        if last in tags:
+            return namespace
+    raise LookupError(last)
+
+
+@pytest.fixture(scope="module")
+def left():
+    """What the notebook leaves behind."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        return run(NOTEBOOK, "reload")
+
+
+@pytest.fixture
+def network(left):
+    return copy.deepcopy(left["network"])
+
+
+@pytest.fixture
+def x(left):
+    return utils.normalize(left["test"][0][:16])
+
+
+def train(left, network, **options) -> dict:
+    """One epoch more, as the notebook trains."""
+    optimizer = optim.SGD(network.parameters(), lr=0.01)
+    scheduler = optim.lr_scheduler.StepLR(optimizer, 10)
+    loader = utils.Loader(left["train"][0][:512], left["train"][1][:512], 128, left["augment"])
+    return utils.fit(network, optimizer, scheduler, loader, (left["test"][0][:100], left["test"][1][:100]), 1, **options)
+
+
+def test_it_is_what_net_builds(network):
+    assert type(network) is Net and [type(layer) for layer in network.modules()] == [type(m) for m in Net().modules()]
+    for parameter in network.parameters():
+        assert parameter.is_contiguous() and parameter.layout == torch.strided
+    for layer in network.modules():
+        assert not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
+        assert not getattr(layer, "inplace", False)
+
+
+def test_saving_the_whole_module(network, x):
+    torch.save(network, file := io.BytesIO())
+    joblib.dump(network, dumped := io.BytesIO())
+    loaded = torch.load(io.BytesIO(file.getvalue()), weights_only=False)
+    for other in (loaded, pickle.loads(pickle.dumps(network)), joblib.load(io.BytesIO(dumped.getvalue()))):
+        assert torch.equal(other.eval()(x), network.eval()(x))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_looking_at_activations(network, x, training):
+    seen = []
+    network.train(training).conv1.register_forward_hook(lambda _, inputs, output: seen.append(output.detach()))
+    with torch.no_grad():
+        network(x)
+        direct = network.conv1(x)
+    figure, axes = plt.subplots()
+    axes.imshow(direct[0, 0].numpy())
+    plt.close(figure)
+    assert np.histogram(seen[0].numpy())[0].sum() == direct.numel() and (direct == 0).float().mean() < 1
+    torch.testing.assert_close(seen[0], direct)
+
+
+def test_features_and_slices(network, x):
+    network.eval()
+    expected = network.conv6(network.conv5(network.conv4(network.tran1(network.conv3(network.conv2(network.conv1(x)))))))
+    for extractor in (nn.Sequential(*list(network.children())[:-1]), network[:-1]):
+        assert torch.equal(extractor(x), expected)
+    assert torch.equal(create_feature_extractor(network, ["conv6"])(x)["conv6"], expected)
+    assert type(Net()[:3]) is nn.Sequential and len(Net()[:3]) == 3
+
+
+def test_a_new_head_for_26_letters(left, network, x):
+    network.tran2 = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 26), nn.LogSoftmax(1))
+    letters = left["train"] = left["train"][0], left["train"][1]
+    assert train(left | dict(train=(letters[0], letters[1] + 16)), network)["train_loss"]
+    assert network(x).shape == (16, 26)
+
+
+def test_tracing_and_export(network, x):
+    network.eval()
+    with torch.no_grad():
+        for other in (torch.fx.symbolic_trace(network), torch.jit.trace(network, x), torch.jit.script(network)):
+            torch.testing.assert_close(other(x), network(x))
+        torch.testing.assert_close(torch.export.export(network, (x,)).module()(x), network(x))
+
+
+def test_monte_carlo_dropout(left, network, x):
+    for layer in network.modules():
+        if isinstance(layer, nn.Dropout2d):
+            layer.p = 0.2
+    assert train(left, network)["train_loss"]
+    assert network.train()(x).isfinite().all() and not torch.equal(network(x), network(x))
+
+
+def test_anomaly_detection_autocast_and_double_backward(left, network, x):
+    with torch.autograd.detect_anomaly(check_nan=True):
+        train(left, network)
+    with torch.autocast("cpu", torch.bfloat16):
+        train(left, network)
+    (gradient,) = torch.autograd.grad(network.train()(x)[:, 0].sum(), network.conv1[0].weight, create_graph=True)
+    gradient.square().sum().backward()
+    assert network.conv2[0].weight.grad.abs().max() > 0
+
+
+class MyNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(1, 8, 3), nn.Linear(8, 10)
+
+    def forward(self, x):
+        return self.linear(F.relu(self.conv(x)).mean((2, 3))).log_softmax(1)
+
+
+def test_a_network_of_your_own_trains(left):
+    network, before = MyNet(), MyNet().linear.weight.shape
+    assert train(left, network)["train_loss"] and network.linear.weight.shape == before
+
+
+def test_weights_as_one_vector_lbfgs_and_pruning(left, network, x):
+    assert len(parameters_to_vector(network.parameters())) == 9_768
+    assert network.conv3[0].weight.view(16, -1).shape == (16, 144)
+    optimizer = optim.LBFGS(network.parameters(), max_iter=2)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.nll_loss(network(x), left["test"][1][:16])
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).isfinite()
+    prune.l1_unstructured(network.conv3[0], "weight", amount=0.5)
+    train(left, network)
+    assert (network.conv3[0].weight == 0).float().mean() >= 0.49
+
+
+def test_grad_cam(network, x):
+    kept = {}
+    convolution = network.conv6[0]
+    convolution.register_forward_hook(lambda _, inputs, output: kept.update(maps=output))
+    convolution.register_full_backward_hook(lambda _, inputs, outputs: kept.update(gradients=outputs[0]))
+    network.eval()(x)[:, 3].sum().backward()
+    weights = kept["gradients"].mean((2, 3), keepdim=True)
+    assert F.relu((weights * kept["maps"]).sum(1)).shape == (16, 5, 5) and weights.abs().max() > 0
+
+
+def test_eager_quantization(network, x):
+    wrapped = nn.Sequential(torch.ao.quantization.QuantStub(), network, torch.ao.quantization.DeQuantStub()).eval()
+    wrapped.qconfig = torch.ao.quantization.get_default_qconfig(torch.backends.quantized.engine)
+    prepared = torch.ao.quantization.prepare(wrapped)
+    assert prepared(x).shape == (16, 10)
+
+
+def test_temperature_scaling_of_the_notebooks_predictions(left):
+    temperature = nn.Parameter(torch.ones(()))
+    loss = F.cross_entropy(left["log_probabilities"].cpu() / temperature, left["test"][1].cpu())
+    loss.backward()
+    assert temperature.grad.isfinite()
+
+
+def test_another_number_is_another_training_and_going_back_finds_the_old_one(left, tmp_path, capsys):
+    (cell,) = [cell for cell in NOTEBOOK.cells if "training" in cell.metadata.get("tags", [])]
+    rates = 0.25, 0.1, 0.25
+    for rate in rates:
+        hyperparameters = left["hyperparameters"] | dict(learning_rate=rate)
+        namespace = left | dict(RUNS=tmp_path, LEARNING_RATE=rate, hyperparameters=hyperparameters)
+        exec(cell.source, namespace)
+        assert namespace["history"]["learning_rate"] == [rate]
+    assert capsys.readouterr().out.count("1 epochs loaded") == 1 and len(list(tmp_path.iterdir())) == 2
+
+
+def test_papermill_changes_a_number(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    changed = parameterize_notebook(NOTEBOOK, dict(EPOCHS=2, LEARNING_RATE=0.1))
+    numbers = run(changed, "hyperparameters")["hyperparameters"]
+    assert (numbers["epochs"], numbers["learning_rate"], numbers["batch_size"]) == (2, 0.1, 128)
+
+
+def test_pictures_show_and_edits_are_seen_in_any_jupyter():
+    magics = [line for cell in NOTEBOOK.cells for line in cell.source.splitlines() if line.startswith("%")]
+    assert {"%load_ext autoreload", "%autoreload 2", "%matplotlib inline"} <= set(magics)
+
+
