@@ -24,7 +24,7 @@ NOTEBOOK = nbformat.read(ROOT / "A6.ipynb", as_version=4)
 
 
 def run(notebook: nbformat.NotebookNode, last: str) -> dict:
-    """The names that the notebook's cells define up to the one tagged `last`, without magic commands and Colab's cell."""
+    """The names that the notebook's cells define up to the one tagged `last`, without magics and Colab's cell."""
     namespace = {"display": lambda *_: None}
     for cell in notebook.cells:
         tags = cell.metadata.get("tags", [])
@@ -53,12 +53,14 @@ def x(left):
     return utils.normalize(left["test"][0][:16])
 
 
-def train(left, network, **options) -> dict:
+def train(left, network) -> dict:
     """One epoch more, as the notebook trains."""
     optimizer = optim.SGD(network.parameters(), lr=0.01)
     scheduler = optim.lr_scheduler.StepLR(optimizer, 10)
     loader = utils.Loader(left["train"][0][:512], left["train"][1][:512], 128, left["augment"])
-    return utils.fit(network, optimizer, scheduler, loader, (left["test"][0][:100], left["test"][1][:100]), 1, **options)
+    return utils.fit(
+        network, optimizer, scheduler, loader, (left["test"][0][:100], left["test"][1][:100]), 1, **options
+    )
 
 
 def test_it_is_what_net_builds(network):
@@ -94,7 +96,9 @@ def test_looking_at_activations(network, x, training):
 
 def test_features_and_slices(network, x):
     network.eval()
-    expected = network.conv6(network.conv5(network.conv4(network.tran1(network.conv3(network.conv2(network.conv1(x)))))))
+    expected = network.conv6(
+        network.conv5(network.conv4(network.tran1(network.conv3(network.conv2(network.conv1(x))))))
+    )
     for extractor in (nn.Sequential(*list(network.children())[:-1]), network[:-1]):
         assert torch.equal(extractor(x), expected)
     assert torch.equal(create_feature_extractor(network, ["conv6"])(x)["conv6"], expected)
@@ -103,8 +107,8 @@ def test_features_and_slices(network, x):
 
 def test_a_new_head_for_26_letters(left, network, x):
     network.tran2 = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 26), nn.LogSoftmax(1))
-    letters = left["train"] = left["train"][0], left["train"][1]
-    assert train(left | dict(train=(letters[0], letters[1] + 16)), network)["train_loss"]
+    letters = left["train"][0], left["train"][1] + 16
+    assert train(left | dict(train=letters), network)["train_loss"]
     assert network(x).shape == (16, 26)
 
 
@@ -212,3 +216,7 @@ def test_pictures_show_and_edits_are_seen_in_any_jupyter():
     assert {"%load_ext autoreload", "%autoreload 2", "%matplotlib inline"} <= set(magics)
 
 
+def test_without_results_and_own_digit_it_runs_to_the_saved_weights(tmp_path, monkeypatch, capsys):
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    monkeypatch.chdir(tmp_path)
+    assert run(NOTEBOOK, "reload")["reloaded"] and "results/ is missing" in capsys.readouterr().out

@@ -1,0 +1,20 @@
+"""The pages: their tables are those of the records, their links lead somewhere."""
+
+import re
+
+import pytest
+
+from conftest import ROOT
+from experiments import report
+
+
+@pytest.mark.parametrize("page", report.PAGES)
+def test_tables_are_those_of_the_records(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert report.updated(text, report.PAGES[page]) == text, "run `python -m experiments.report`"
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "results/README.md"])
+def test_links_and_pictures_exist(page):
+    for target in re.findall(r"\]\((?!http|#)([^)#]+)", (ROOT / page).read_text(encoding="utf-8")):
+        assert (ROOT / page).parent.joinpath(target).exists(), target
