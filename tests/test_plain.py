@@ -58,9 +58,8 @@ def train(left, network) -> dict:
     optimizer = optim.SGD(network.parameters(), lr=0.01)
     scheduler = optim.lr_scheduler.StepLR(optimizer, 10)
     loader = utils.Loader(left["train"][0][:512], left["train"][1][:512], 128, left["augment"])
-    return utils.fit(
-        network, optimizer, scheduler, loader, (left["test"][0][:100], left["test"][1][:100]), 1, **options
-    )
+    test = left["test"][0][:100], left["test"][1][:100]
+    return utils.fit(network, optimizer, scheduler, loader, test, 1)
 
 
 def test_it_is_what_net_builds(network):
