@@ -1,14 +1,12 @@
-"""The recipes: each holds the callables that make its network, optimizer, learning rate, augmentation and loss.
+"""The recipes: how each network is trained, as plain settings that a record holds as they are.
 
-An ablation is one entry of `ABLATIONS`, a network a class in networks.py and its entry in `RECIPES`.
+An ablation is one entry of `ABLATIONS`; a network is a class in networks.py, with the settings it takes as fields of
+`Recipe`, and an entry of `RECIPES`.
 """
 
-import difflib
-import inspect
-import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,77 +17,32 @@ from torch import Tensor, nn, optim
 import storage
 import utils
 from experiments import ROOT
-from experiments.networks import (
-    Distillation,
-    FastNet,
-    LargeNet,
-    SmallNet,
-    TinyNet,
-    deskewed_net,
-    deskewed_tiny_net,
-    fully_connected,
-    transformed_tiny_net,
-    without_batch_norm,
-)
-from model import Net
+from experiments.networks import NETWORKS, Deskew
 
 TEACHERS = ROOT / "results" / "teachers"
 
 
-def sgd(network: nn.Module, learning_rate: float, momentum: float, nesterov: bool = False, weight_decay: float = 0.0):
+def sgd(network: nn.Module, learning_rate: float, momentum: float, nesterov: bool, weight_decay: float) -> optim.SGD:
     """Stochastic gradient descent; weight decay is for kernels, not for batch normalization and biases."""
     kernels = [parameter for parameter in network.parameters() if parameter.ndim > 1]
-    others = [parameter for parameter in network.parameters() if parameter.ndim == 1]
+    others = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
     groups = [dict(params=kernels, weight_decay=weight_decay), dict(params=others)]
     return optim.SGD(groups, lr=learning_rate, momentum=momentum, nesterov=nesterov)
 
 
-def step_lr(optimizer: optim.Optimizer, steps_per_epoch: int, epochs: int, step_size: int, gamma: float):
-    """The learning rate times `gamma` after every `step_size` epochs."""
-    if step_size < 1 or not 0 < gamma <= 1:
-        raise ValueError(f"step_size must be at least 1 and gamma in (0, 1], got {step_size} and {gamma}")
-    return optim.lr_scheduler.StepLR(optimizer, step_size * steps_per_epoch, gamma)
+def step_lr(optimizer: optim.Optimizer, epochs: int, batches: int, step_size: int, gamma: float):
+    """The learning rate times `gamma` after every `step_size` epochs of so many `batches`."""
+    return optim.lr_scheduler.StepLR(optimizer, step_size * batches, gamma)
 
 
-def one_cycle(optimizer: optim.Optimizer, steps_per_epoch: int, epochs: int, pct_start: float):
+def one_cycle(optimizer: optim.Optimizer, epochs: int, batches: int, pct_start: float):
     """The learning rate rises linearly from a hundredth over a share `pct_start` of all steps, then falls to zero.
 
     Source: L. Smith, N. Topin, Super-Convergence, 2018, https://arxiv.org/abs/1708.07120
     """
-    peak, steps = optimizer.defaults["lr"], epochs * steps_per_epoch
-    if pct_start * steps < 2:
-        raise ValueError(f"one cycle cannot rise within {pct_start} of {steps} steps; train on more images or epochs")
     shape = dict(anneal_strategy="linear", cycle_momentum=False, div_factor=100, final_div_factor=1e4)
-    return optim.lr_scheduler.OneCycleLR(optimizer, peak, steps, pct_start=pct_start, **shape)
-
-
-Augmentation = Callable[[Tensor], Tensor]
-
-
-def zoom_and_rotation(
-    progress: Callable[[], float], zoom_probability: float, max_degrees: float, mode: str = "nearest"
-) -> Augmentation:
-    """The reference solution's augmentation, the same at any `progress` of training."""
-    return partial(utils.augment, zoom_probability=zoom_probability, max_degrees=max_degrees, mode=mode)
-
-
-def affine(
-    progress: Callable[[], float],
-    max_degrees: float,
-    max_shift: float,
-    max_scale: float,
-    max_shear: float,
-    fade_from: float = 1.0,
-    fade_to: float = 1.0,
-) -> Augmentation:
-    """`random_affine`, its amounts falling linearly to `fade_to` of themselves from the share `fade_from` of it all."""
-
-    def augment(images: Tensor) -> Tensor:
-        faded = max(progress() - fade_from, 0) / max(1 - fade_from, 1e-9)
-        share = 1 + faded * (fade_to - 1)
-        return random_affine(images, *(share * amount for amount in (max_degrees, max_shift, max_scale, max_shear)))
-
-    return augment
+    peak = optimizer.defaults["lr"]
+    return optim.lr_scheduler.OneCycleLR(optimizer, peak, epochs * batches, pct_start=pct_start, **shape)
 
 
 def random_affine(images: Tensor, max_degrees: float, max_shift: float, max_scale: float, max_shear: float) -> Tensor:
@@ -98,138 +51,209 @@ def random_affine(images: Tensor, max_degrees: float, max_shift: float, max_scal
     Rotation in degrees, shift along both axes in pixels, change of size along both axes and shear as fractions.
     Source: torchvision's RandomAffine, there with one change of size for both axes
     """
-    if not (0 <= max_scale < 1 and all(map(math.isfinite, (max_degrees, max_shift, max_shear)))):
-        raise ValueError(f"max_scale must be in [0, 1), got {max_scale}; the other amounts must be finite")
     draws = torch.empty(6, len(images), device=images.device).uniform_(-1, 1)
     angle = torch.deg2rad(max_degrees * draws[0])
     cos, sin, shear = angle.cos(), angle.sin(), max_shear * draws[1]
     across, down = 1 / (1 + max_scale * draws[2]), 1 / (1 + max_scale * draws[3])
     columns = [across * cos, down * (shear * cos - sin), max_shift * draws[4]]
     columns += [across * sin, down * (shear * sin + cos), max_shift * draws[5]]
-    return utils.warp(images, torch.stack(columns, dim=1).view(-1, 2, 3))
+    return utils.affine(images, torch.stack(columns, dim=1).view(-1, 2, 3))
 
 
-def cross_entropy(augment: Augmentation, load_teacher: Callable[[str, int], nn.Module]):
-    """Augmentation and loss that learn from the labels alone."""
-    return augment, F.nll_loss
+SCHEDULERS = {"step_lr": step_lr, "one_cycle": one_cycle}
+AUGMENTATIONS = {"zoom_and_rotation": utils.augment, "random_affine": random_affine}
+
+
+def cross_entropy(log_probabilities: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+    """Mean loss of log-probabilities [B, C] where a share `label_smoothing` of each label goes to all classes alike.
+
+    Source: torch's `cross_entropy`, which takes scores instead of log-probabilities
+    """
+    loss = F.nll_loss(log_probabilities, labels)
+    return (1 - label_smoothing) * loss - label_smoothing * log_probabilities.mean() if label_smoothing else loss
 
 
 def distillation(
-    augment: Augmentation,
-    load_teacher: Callable[[str, int], nn.Module],
-    teacher: str,
-    teachers: int,
-    temperature: float = 2.0,
-    weight: float = 0.9,
-):
-    """Augmentation and loss that learn from the networks of the first seeds of the recipe `teacher`."""
-    networks = [load_teacher(teacher, seed) for seed in range(1, teachers + 1)]
-    student = Distillation(networks, augment, temperature, weight)
-    return student.augment, student.loss
+    log_probabilities: Tensor,
+    labels: Tensor,
+    teacher: Tensor,
+    temperature: float,
+    weight: float,
+    label_smoothing: float,
+) -> Tensor:
+    """Loss of a student that learns from the log-probabilities of a `teacher` as well as from the labels.
+
+    `weight` times the Kullback-Leibler divergence from the teacher's to the student's probabilities, both softened by
+    a `temperature`, which shows how the teacher sees the wrong classes (times its square, which keeps the gradient as
+    large as it was), plus 1 - `weight` times the labels' loss.
+    Source: G. Hinton et al., Distilling the Knowledge in a Neural Network, 2015, https://arxiv.org/abs/1503.02531
+    """
+    student, soft = (F.log_softmax(values / temperature, dim=1) for values in (log_probabilities, teacher))
+    divergence = F.kl_div(student, soft, reduction="batchmean", log_target=True)
+    loss = cross_entropy(log_probabilities, labels, label_smoothing)
+    return (1 - weight) * loss + weight * temperature**2 * divergence
+
+
+class TaughtLoader:
+    """The batches of a `loader`, each with what the `teachers` say of it: log-probabilities [B, 10].
+
+    Several teachers speak with one voice, the mean of their probabilities.
+    """
+
+    def __init__(self, loader: utils.Loader, teachers: Sequence[nn.Module]) -> None:
+        self.loader, self.images = loader, loader.images
+        self.teachers = [teacher.eval() for teacher in teachers]
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for x, y in self.loader:
+            with torch.no_grad():
+                said = torch.stack([teacher(x) for teacher in self.teachers])
+            yield x, y, said.logsumexp(0) - math.log(len(self.teachers))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a network is trained, in plain values; None is what does not apply."""
+
+    title: str
+    epochs: int
+    batch_size: int
+    # the network, a name in `NETWORKS`, and what it is made with
+    network: str
+    dropout: float | None = None
+    before: list | None = None  # channels
+    after: list | None = None  # channels
+    channels: int | None = None
+    repeats: list | None = None
+    widths: list | None = None  # channels
+    deskew: float | None = None  # enlargement by `Deskew` in front of the network
+    learned_ink: bool | None = None
+    # the optimizer, `sgd`
+    learning_rate: float
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    # the learning rate, a name in `SCHEDULERS`
+    scheduler: str
+    step_size: int | None = None  # epochs
+    gamma: float | None = None
+    pct_start: float | None = None
+    # the augmentation, a name in `AUGMENTATIONS`
+    augment: str
+    zoom_probability: float | None = None
+    max_degrees: float | None = None
+    mode: str | None = None
+    max_shift: float | None = None  # pixels
+    max_scale: float | None = None
+    max_shear: float | None = None
+    fade_from: float | None = None  # from this share of the training on, the amounts fall linearly ...
+    fade_to: float | None = None  # ... to this share of themselves
+    # the loss
+    label_smoothing: float = 0.0
+    teacher: str | None = None  # the recipe of the networks from which this one learns, too, ...
+    teachers: int | None = None  # ... those of its first so many seeds
+    temperature: float | None = None
+    weight: float | None = None
+
+    def settings(self) -> dict:
+        """What decides a run, but for seed and data."""
+        return {name: value for name, value in asdict(self).items() if name != "title" and value is not None}
+
+    def _given(self, *names: str) -> dict:
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def make_network(self) -> nn.Sequential:
+        """A network with fresh weights."""
+        deskew = [Deskew(self.deskew, bool(self.learned_ink))] if self.deskew else []
+        arguments = self._given("dropout", "before", "after", "channels", "repeats", "widths")
+        network = NETWORKS[self.network](**arguments)
+        return nn.Sequential(*deskew, network) if deskew else network
+
+    def amounts(self, done: float) -> dict:
+        """The arguments of the augmentation after a share `done`, in [0, 1], of the training."""
+        arguments = self._given("zoom_probability", "max_degrees", "mode", "max_shift", "max_scale", "max_shear")
+        if self.fade_from is None:
+            return arguments
+        faded = max(done - self.fade_from, 0) / max(1 - self.fade_from, 1e-9)
+        share = 1 + faded * (self.fade_to - 1)
+        return {name: share * amount for name, amount in arguments.items()}
+
+    def build(self, train: tuple[Tensor, Tensor], teachers: Path = TEACHERS) -> dict:
+        """What `utils.fit` takes beside test data and checkpoint, new, to be called after `torch.manual_seed`.
+
+        `train` are (images, labels), on the device on which to train; `teachers` is the folder of the teachers' weights.
+        """
+        images, labels = train
+        network = on_device(self.make_network(), images.device)
+        optimizer = sgd(network, self.learning_rate, self.momentum, self.nesterov, self.weight_decay)
+        batches = math.ceil(len(images) / self.batch_size)
+        shape = self._given("step_size", "gamma", "pct_start")
+        scheduler = SCHEDULERS[self.scheduler](optimizer, self.epochs, batches, **shape)
+
+        def augment(batch: Tensor) -> Tensor:
+            done = scheduler.last_epoch / (self.epochs * batches)  # the scheduler counts batches
+            return AUGMENTATIONS[self.augment](batch, **self.amounts(done))
+
+        loader = utils.Loader(images, labels, self.batch_size, augment)
+        loss_fn = partial(cross_entropy, label_smoothing=self.label_smoothing)
+        if self.teacher:
+            paths = [teacher_path(teachers, self.teacher, len(images), seed) for seed in range(1, self.teachers + 1)]
+            networks = [storage.load_weights(RECIPES[self.teacher].make_network(), path) for path in paths]
+            loader = TaughtLoader(loader, [on_device(teacher, images.device) for teacher in networks])
+            loss_fn = partial(
+                distillation,
+                temperature=self.temperature,
+                weight=self.weight,
+                label_smoothing=self.label_smoothing,
+            )
+        parts = dict(network=network, optimizer=optimizer, scheduler=scheduler, loader=loader)
+        return parts | dict(epochs=self.epochs, loss_fn=loss_fn)
+
+
+def on_device(network: nn.Module, device: torch.device) -> nn.Module:
+    """The `network` on the `device`; channels-last, which is faster there, if it has SiLU, which oneDNN does not block.
+
+    On Apple's MPS convolutions of channels-last tensors have been wrong: https://github.com/pytorch/pytorch/issues/180984
+    """
+    silu = any(isinstance(layer, nn.SiLU) for layer in network.modules())
+    channels_last = torch.channels_last if silu and device.type != "mps" else torch.preserve_format
+    return network.to(device, memory_format=channels_last)
 
 
 def teacher_path(folder: Path, recipe: str, images: int, seed: int) -> Path:
-    """Where the weights of a `recipe` that teaches are kept, by what they were trained on."""
+    """Where the weights of a `recipe` that others learn from are kept, by what they were trained on."""
     return folder / f"{recipe}-{images}-{seed}.pt"
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How a network is trained. The arguments of its callables, and the numbers, are its settings."""
-
-    title: str
-    network: partial  # () → network
-    optimizer: partial  # (network) → optimizer
-    scheduler: partial  # (optimizer, steps per epoch, epochs) → learning rate scheduler
-    augment: partial  # (share of the training that is done) → function of images
-    epochs: int
-    batch_size: int
-    loss: partial = partial(cross_entropy)  # (augmentation, function that loads a teacher) → augmentation, loss
-    teaches: bool = False  # others learn from its networks, so they are kept
-
-    def build(self, images: int, device: torch.device | str = "cpu", folder: Path = TEACHERS) -> utils.Run:
-        """A new run on so many `images`, to be called after `torch.manual_seed`; `folder` holds the teachers."""
-
-        def load_teacher(recipe: str, seed: int) -> nn.Module:
-            path = teacher_path(folder, recipe, images, seed)
-            if not path.exists():
-                raise ValueError(
-                    f"the teacher {path} is missing: run {recipe}, seed {seed}, with the same options first"
-                )
-            return utils.to_device(storage.load_weights(RECIPES[recipe].network(), path), device)
-
-        network = utils.to_device(self.network(), device)
-        optimizer = self.optimizer(network)
-        steps_per_epoch = math.ceil(images / self.batch_size)
-        scheduler = self.scheduler(optimizer, steps_per_epoch, self.epochs)
-        augment = self.augment(lambda: scheduler.last_epoch / (self.epochs * steps_per_epoch))
-        augment, loss_fn = self.loss(augment, load_teacher)
-        return utils.Run(network, optimizer, scheduler, augment, loss_fn, self.epochs, self.batch_size)
-
-    def settings(self) -> dict:
-        """What decides a run, but for seed and data, as JSON knows it: names of functions and all their arguments."""
-        settings = dict(epochs=self.epochs, batch_size=self.batch_size)
-        for part in PARTS:
-            function = getattr(self, part)
-            settings |= {part: function.func.__name__} | {p.name: p.default for p in _settings(function)}
-        return json.loads(json.dumps(settings))
-
-    def changed(self, title: str, **changes: object) -> "Recipe":
-        """This recipe with other settings; `ValueError` for a name that it has not, or a value of another type."""
-        recipe = replace(self, title=title)
-        for name, value in changes.items():
-            known = dict(epochs=("", int), batch_size=("", int))
-            known |= {p.name: (part, p.annotation) for part in PARTS for p in _settings(getattr(recipe, part))}
-            if name not in known:
-                (near,) = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-                raise ValueError(f"{name} is no setting of this recipe; the nearest is {near}")
-            part, kind = known[name]
-            value = float(value) if kind is float and type(value) is int else value
-            numbers = kind == Sequence[int] and isinstance(value, list | tuple) and {type(v) for v in value} == {int}
-            if not numbers and type(value) is not kind:
-                raise ValueError(f"{name} must be {getattr(kind, '__name__', kind)}, got {value!r}")
-            if kind is int and value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
-            change = {part: partial(getattr(recipe, part), **{name: value})} if part else {name: value}
-            recipe = replace(recipe, **change)
-        return recipe
-
-
-PARTS = "network", "optimizer", "scheduler", "augment", "loss"
-
-
-def _settings(function: partial) -> list[inspect.Parameter]:
-    """The parameters of `function` that are set, or have a default."""
-    parameters = inspect.signature(function).parameters.values()
-    return [parameter for parameter in parameters if parameter.default is not inspect.Parameter.empty]
-
-
-# The reference recipe's numbers are those of the notebook's run.
-_run = storage.load_record(ROOT / "results" / "notebook.json")["hyperparameters"]
-
-
-def _numbers(*names: str) -> dict:
-    return {name: _run[name] for name in names}
-
-
-REFERENCE = Recipe(
+REFERENCE = Recipe(  # with the numbers of A6.ipynb
     title="reference recipe",
-    network=partial(Net, **_numbers("dropout")),
-    optimizer=partial(sgd, **_numbers("learning_rate", "momentum")),
-    scheduler=partial(step_lr, **_numbers("step_size", "gamma")),
-    augment=partial(zoom_and_rotation, **_numbers("zoom_probability", "max_degrees")),
-    **_numbers("epochs", "batch_size"),
+    epochs=19,
+    batch_size=128,
+    network="Net",
+    dropout=0.0,
+    learning_rate=0.25,
+    momentum=0.9,
+    scheduler="step_lr",
+    step_size=10,
+    gamma=0.1,
+    augment="zoom_and_rotation",
+    zoom_probability=0.1,
+    max_degrees=15.0,
+    mode="nearest",
 )
 
 ABLATIONS = {  # the reference recipe with one ingredient changed
-    "reference-dropout-0.05": REFERENCE.changed("dropout 0.05", dropout=0.05),
-    "reference-dropout-0.1": REFERENCE.changed("dropout 0.1", dropout=0.1),
-    "reference-bilinear": REFERENCE.changed("bilinear interpolation", mode="bilinear"),
-    "reference-constant-rate": REFERENCE.changed("constant learning rate", gamma=1.0),
-    "reference-no-augmentation": REFERENCE.changed("no augmentation", zoom_probability=0.0, max_degrees=0),
-    "reference-fully-connected": replace(REFERENCE, title="fully connected layer", network=partial(fully_connected)),
-    "reference-no-batch-norm": replace(REFERENCE, network=partial(without_batch_norm)).changed(
-        "no batch normalization, learning rate 0.01", learning_rate=0.01
+    "reference-dropout-0.05": replace(REFERENCE, title="dropout 0.05", dropout=0.05),
+    "reference-dropout-0.1": replace(REFERENCE, title="dropout 0.1", dropout=0.1),
+    "reference-bilinear": replace(REFERENCE, title="bilinear interpolation", mode="bilinear"),
+    "reference-constant-rate": replace(REFERENCE, title="constant learning rate", gamma=1.0),
+    "reference-no-augmentation": replace(REFERENCE, title="no augmentation", zoom_probability=0.0, max_degrees=0.0),
+    "reference-fully-connected": replace(REFERENCE, title="fully connected layer", network="fully_connected"),
+    "reference-no-batch-norm": replace(
+        REFERENCE, title="no batch normalization, learning rate 0.01", network="without_batch_norm", learning_rate=0.01
     ),
 }
 
@@ -242,12 +266,20 @@ AMOUNTS = dict(
 
 ONE_CYCLE = Recipe(
     title="Net, one cycle",
-    network=partial(Net),
-    optimizer=partial(sgd, learning_rate=0.4, momentum=0.9, nesterov=True, weight_decay=1e-4),
-    scheduler=partial(one_cycle, pct_start=0.2),
-    augment=partial(affine, **AMOUNTS),
     epochs=19,
     batch_size=64,
+    network="Net",
+    dropout=0.0,
+    learning_rate=0.4,
+    momentum=0.9,
+    nesterov=True,
+    weight_decay=1e-4,
+    scheduler="one_cycle",
+    pct_start=0.2,
+    augment="random_affine",
+    **AMOUNTS,
+    fade_from=1.0,
+    fade_to=1.0,
 )
 
 
@@ -256,62 +288,84 @@ def _amounts(share: float) -> dict[str, float]:
     return {name: share * amount for name, amount in AMOUNTS.items()}
 
 
-SMALL = replace(ONE_CYCLE, title="SmallNet, one cycle", network=partial(SmallNet))
 STRONG = dict(max_degrees=15.0, max_shift=1.5, max_scale=0.1, max_shear=0.1)  # for networks with room for more variety
-LARGE = replace(ONE_CYCLE, network=partial(LargeNet), teaches=True).changed(
-    "LargeNet, a teacher", learning_rate=0.2, **STRONG
+TAUGHT = dict(teacher="large", teachers=1, temperature=2.0, weight=0.9)
+SMALL = replace(
+    ONE_CYCLE, title="SmallNet, one cycle", network="SmallNet", dropout=None, before=[8, 8], after=[16, 24, 19]
 )
-FAST = replace(ONE_CYCLE, network=partial(FastNet), batch_size=256, epochs=5).changed(
-    "FastNet, fading augmentation", learning_rate=0.8, weight_decay=3e-4, fade_from=0.5, fade_to=0.3
-)
-TINY = replace(ONE_CYCLE, title="TinyNet", network=partial(TinyNet))
-TRANSFORMED = replace(TINY, network=partial(transformed_tiny_net, zoom=1.2)).changed(
-    "TinyNet, spatial transformer", **_amounts(0.25)
-)
-TAUGHT = partial(distillation, teacher="large", teachers=1)
-TRANSFORMED_TAUGHT = replace(TRANSFORMED, title=f"{TRANSFORMED.title}, with a large teacher", loss=TAUGHT)
-NET_TAUGHT = replace(ONE_CYCLE, loss=TAUGHT).changed(
-    "Net, with a large teacher, fading augmentation", **STRONG, fade_from=0.6, fade_to=0.33
+NET_TAUGHT = replace(
+    ONE_CYCLE, title="Net, with a large teacher, fading augmentation", **TAUGHT, **STRONG, fade_from=0.6, fade_to=0.33
 )
 SMALL_TAUGHT = replace(
-    NET_TAUGHT, title="SmallNet, with a large teacher, fading augmentation", network=partial(SmallNet)
+    SMALL,
+    title="SmallNet, with a large teacher, fading augmentation",
+    **TAUGHT,
+    **STRONG,
+    fade_from=0.6,
+    fade_to=0.33,
 )
+TINY = replace(ONE_CYCLE, title="TinyNet", network="TinyNet", dropout=None, channels=16, repeats=[4, 3])
+TRANSFORMED = replace(TINY, title="TinyNet, spatial transformer", deskew=1.2, learned_ink=True, **_amounts(0.25))
+TRANSFORMED_TAUGHT = replace(TRANSFORMED, title=f"{TRANSFORMED.title}, with a large teacher", **TAUGHT)
 
 RECIPES: dict[str, Recipe] = {
     "reference": REFERENCE,
     **ABLATIONS,
     "one-cycle": ONE_CYCLE,
-    "one-cycle-deskewed": replace(ONE_CYCLE, title="Net, one cycle, digits deskewed", network=partial(deskewed_net)),
+    "one-cycle-deskewed": replace(ONE_CYCLE, title="Net, one cycle, digits deskewed", deskew=1.0, learned_ink=False),
     "one-cycle-taught": NET_TAUGHT,
     "one-cycle-deskewed-taught": replace(
-        NET_TAUGHT, title="Net, with a large teacher, digits deskewed", network=partial(deskewed_net)
+        NET_TAUGHT, title="Net, with a large teacher, digits deskewed", deskew=1.0, learned_ink=False
     ),
+    # where trials of other sizes begin
+    "small": SMALL,
+    "tiny": TINY,
     # other networks, by their number of parameters; the largest ones only teach the others
-    "large": LARGE,
-    "small-37986": replace(SMALL, teaches=True).changed(
-        "SmallNet, the teacher", learning_rate=0.2, before=[16, 16], after=[32, 48, 38]
+    "large": replace(
+        SMALL,
+        title="LargeNet, a teacher",
+        network="LargeNet",
+        before=[32, 32],
+        after=[96, 96, 128],
+        learning_rate=0.2,
+        **STRONG,
     ),
-    "small-19778": SMALL_TAUGHT.changed(SMALL_TAUGHT.title, before=[12, 12], after=[24, 32, 29]),
-    "fast": FAST,
+    "small-37986": replace(
+        SMALL, title="SmallNet, the teacher", before=[16, 16], after=[32, 48, 38], learning_rate=0.2
+    ),
+    "small-19778": replace(SMALL_TAUGHT, before=[12, 12], after=[24, 32, 29]),
+    "fast": replace(
+        ONE_CYCLE,
+        title="FastNet, fading augmentation",
+        network="FastNet",
+        dropout=None,
+        widths=[16, 16, 32, 40],
+        epochs=5,
+        batch_size=256,
+        learning_rate=0.8,
+        weight_decay=3e-4,
+        fade_from=0.5,
+        fade_to=0.3,
+    ),
     "small-9710": SMALL,
-    "small-9710-short": SMALL.changed("SmallNet, 6 epochs", epochs=6),
+    "small-9710-short": replace(SMALL, title="SmallNet, 6 epochs", epochs=6),
     "small-9710-taught": SMALL_TAUGHT,
-    "small-4962": replace(SMALL, loss=partial(TAUGHT, teacher="small-37986")).changed(
-        "SmallNet, with a teacher", before=[8, 8], after=[8, 16, 16]
+    "small-4962": replace(
+        SMALL, title="SmallNet, with a teacher", after=[8, 16, 16], **(TAUGHT | dict(teacher="small-37986"))
     ),
-    "tiny-2890": TINY.changed("TinyNet", **_amounts(0.6), channels=36),
-    "tiny-2442": TINY.changed("TinyNet", **_amounts(0.7), channels=32, repeats=[2, 5]),
-    "tiny-1937": TRANSFORMED_TAUGHT.changed(TRANSFORMED_TAUGHT.title, **_amounts(0.6), channels=27),
-    "tiny-1927": replace(TINY, loss=TAUGHT).changed("TinyNet, with a large teacher", **_amounts(0.6), channels=27),
-    "tiny-1652": TRANSFORMED_TAUGHT.changed(TRANSFORMED_TAUGHT.title, **_amounts(0.6), channels=24),
-    "tiny-1642": TINY.changed("TinyNet", **_amounts(0.5), channels=24),
+    "tiny-2890": replace(TINY, **_amounts(0.6), channels=36),
+    "tiny-2442": replace(TINY, **_amounts(0.7), channels=32, repeats=[2, 5]),
+    "tiny-1937": replace(TRANSFORMED_TAUGHT, **_amounts(0.6), channels=27),
+    "tiny-1927": replace(TINY, title="TinyNet, with a large teacher", **TAUGHT, **_amounts(0.6), channels=27),
+    "tiny-1652": replace(TRANSFORMED_TAUGHT, **_amounts(0.6), channels=24),
+    "tiny-1642": replace(TINY, **_amounts(0.5), channels=24),
     "tiny-980": TRANSFORMED,
     "tiny-980-taught": TRANSFORMED_TAUGHT,
-    "tiny-980-batches-of-32": TRANSFORMED.changed(
-        f"{TRANSFORMED.title}, batches of 32", batch_size=32, learning_rate=0.2
+    "tiny-980-batches-of-32": replace(
+        TRANSFORMED, title=f"{TRANSFORMED.title}, batches of 32", batch_size=32, learning_rate=0.2
     ),
-    "tiny-970": TINY.changed("TinyNet", **_amounts(0.25)),
-    "tiny-970-deskewed": replace(TINY, network=partial(deskewed_tiny_net, zoom=1.2)).changed(
-        "TinyNet, digits deskewed", **_amounts(0.25)
+    "tiny-970": replace(TINY, **_amounts(0.25)),
+    "tiny-970-deskewed": replace(
+        TINY, title="TinyNet, digits deskewed", deskew=1.2, learned_ink=False, **_amounts(0.25)
     ),
 }

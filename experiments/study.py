@@ -5,26 +5,23 @@
     python -m experiments.study tiny-970 --images 400 --set epochs=2
 
 The second line is a trial: the last 10,000 training images take the place of the test set, which stays unseen, and the
-records go to results/trials/. The third is a quick try, with so few images that its records go to runs/tries/.
+records go to results/trials/. The third is a quick try: what it writes goes to runs/tries/.
 
-A study that was stopped continues: recorded seeds are skipped, a begun one resumes after its last completed epoch
+To resume a study, repeat the command: recorded seeds are skipped, and one that was begun goes on after its last epoch
 (runs/study/). Seeds run side by side, one thread each. On a cluster: start it (`dask scheduler` and `dask worker
-tcp://…:8786`, or `ray start`) in a clone of this repository on every machine, and add --backend dask --address
-tcp://…:8786, or --backend ray.
+tcp://…:8786`) in a clone of this repository on every machine, and add --address tcp://…:8786.
 """
 
 import argparse
 import ast
-import contextlib
-import json
+import difflib
 import os
+import re
 import shlex
-import socket
 import sys
-import threading
-import time
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import joblib
 import torch
@@ -34,46 +31,47 @@ import utils
 from experiments import ROOT
 from experiments.recipes import RECIPES, Recipe, teacher_path
 
+COMMIT = storage.environment("cpu")["commit"]  # that of the code which this process has imported
+FIELDS = {field.name: get_args(field.type) or (field.type,) for field in fields(Recipe) if field.name != "title"}
+
 
 class Study(NamedTuple):
     """What all seeds of a study share."""
 
     name: str  # of the recipe
-    changes: dict  # its settings that differ
-    images: int | None  # only so many, for a quick try
-    validate: bool
-    output: Path | None  # in place of results/ and runs/
+    changes: dict = {}  # its settings that differ
+    validate: bool = False
+    images: int | None = None  # only so many, for a quick try
+    output: Path | None = None  # in place of results/ and runs/
 
     @property
     def recipe(self) -> Recipe:
-        recipe = RECIPES[self.name]
-        return recipe.changed(recipe.title, **self.changes)
+        return replace(RECIPES[self.name], **self.changes)
 
     @property
     def label(self) -> str:
-        return "+".join([self.name, *(f"{name}={json.dumps(value)}" for name, value in self.changes.items())])
+        """The recipe and its changes, as the folder of the records is named."""
+        changes = (f"{name}={value}".replace(" ", "") for name, value in sorted(self.changes.items()))
+        return "+".join([self.name, *changes])
+
+    @property
+    def root(self) -> Path:
+        """Where all that is kept is written; what comes from a quick try never where results are."""
+        return self.output or (ROOT / "runs" / "tries" if self.images else ROOT / "results")
 
     @property
     def folder(self) -> Path:
-        """Where its records are kept; those of a quick try never where results are."""
-        kept = ROOT / "runs" / "tries" if self.images else ROOT / "results" / ("trials" if self.validate else "runs")
-        return (self.output or kept) / self.label.replace(" ", "").replace('"', "")
+        return self.root / ("trials" if self.validate else "runs") / self.label
+
+    def weights(self, seed: int) -> Path | None:
+        """Where the weights are kept, if others learn from them."""
+        teaches = self.name in {recipe.teacher for recipe in RECIPES.values()} and not self.changes
+        return teacher_path(self.root / "teachers", self.name, self.trained_on, seed) if teaches else None
 
     @property
-    def teachers(self) -> Path:
-        return (self.output or ROOT / "results") / "teachers"
-
-    def is_missing(self, seed: int) -> bool:
-        """Whether the record of `seed` is missing, or the weights that others learn from; `ValueError` if damaged."""
-        run, path = self.describe(seed), self.folder / f"{seed}.json"
-        weights = teacher_path(self.teachers, self.name, run["trained_on"], seed)
-        if path.exists():
-            check_record(path, run)
-        return not path.exists() or (self.teaches and not weights.exists())
-
-    @property
-    def teaches(self) -> bool:
-        return self.recipe.teaches and not self.changes
+    def trained_on(self) -> int:
+        count = 50_000 if self.validate else 60_000
+        return min(count, self.images or count)
 
     def data(self) -> tuple:
         """((images, labels) to train on, (images, labels) to evaluate on)."""
@@ -82,104 +80,98 @@ class Study(NamedTuple):
             train, test = (tuple(part[i] for part in train) for i in (slice(50_000), slice(50_000, None)))
         return tuple(tuple(part[: self.images] for part in pair) for pair in (train, test))
 
-    def describe(self, seed: int) -> dict:
+    def expected(self, seed: int) -> dict:
         """What a record says of the run that it belongs to: it counts for no other."""
-        count = 50_000 if self.validate else 60_000
+        tested_on = "the last 10,000 training images" if self.validate else "the test set"
         return dict(
             recipe=self.name,
             seed=seed,
             hyperparameters=self.recipe.settings(),
-            trained_on=min(count, self.images or count),
-            tested_on=("the last 10,000 training images" if self.validate else "the test set")
-            + (f", {self.images} of them" if self.images else ""),
+            trained_on=self.trained_on,
+            tested_on=tested_on + (f", {self.images} of them" if self.images else ""),
         )
 
+    def load(self, seed: int) -> dict:
+        """The record of `seed`; `ValueError` if it is none that counts."""
+        return checked(self.folder / f"{seed}.json", self.expected(seed), any_commit=bool(self.images or self.output))
 
-def check_record(path: Path, run: dict) -> dict:
-    """The record in `path`; `ValueError` if it is one of another run than `run`, incomplete, or damaged."""
+    def is_missing(self, seed: int) -> bool:
+        """Whether the record of `seed` is missing, or the weights that others learn from."""
+        weights = self.weights(seed)
+        if not (self.folder / f"{seed}.json").exists():
+            return True
+        self.load(seed)
+        return weights is not None and not weights.exists()
+
+
+def checked(path: Path, expected: dict | None = None, any_commit: bool = False) -> dict:
+    """The record in `path`.
+
+    `ValueError` if it does not say what is `expected`, is incomplete, or names no commit that can be looked at.
+    """
     record = storage.load_record(path)
-    different = [part for part in run if record.get(part) != run[part]]
-    if different:
+    if different := [part for part, value in (expected or {}).items() if record.get(part) != value]:
         raise ValueError(f"{path} is a record of another run: {', '.join(different)} differ. Move it away")
-    if len(record.get("history", {}).get("test_accuracy", [])) != run["hyperparameters"]["epochs"]:
+    epochs = record.get("hyperparameters", {}).get("epochs")
+    if epochs and {len(values) for values in record.get("history", {None: []}).values()} != {epochs}:
         raise ValueError(f"{path} is incomplete: its history does not have every epoch. Delete it")
+    if not any_commit and not re.fullmatch(r"[0-9a-f]{7,40}", record.get("commit", "unknown")):
+        raise ValueError(f"{path} names no commit ({record.get('commit')}). Run it again from a clean clone")
+    if contradicts(path.parent.name, record.get("parameters")):
+        raise ValueError(f"{path} is of {record.get('parameters')} parameters, which its folder's name contradicts")
     return record
 
 
-class _Prefixed:
-    """A stream that marks every line with the run it comes from."""
-
-    def __init__(self, prefix: str) -> None:
-        self.prefix, self.stream = prefix, sys.stdout
-
-    def write(self, text: str) -> None:
-        self.stream.write(f"{self.prefix}: {text}\n" if text.strip() else "")
-
-    def flush(self) -> None:
-        self.stream.flush()
+def contradicts(name: str, parameters: int) -> bool:
+    """Whether the `name` of a recipe, such as small-4962, states another number of parameters."""
+    stated = re.match(r"(?:small|tiny)-(\d+)", name)
+    return stated is not None and int(stated[1]) != parameters
 
 
-def _end_with(parent: int) -> None:
-    """End this process when its `parent` is gone, however that ended."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
-
-
-def train(study: Study, seed: int, parent: int | None) -> dict:
-    """One run; returns its record. A worker process of this machine ends with its `parent`."""
-    if parent not in (None, os.getpid()):
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    os.environ["TQDM_DISABLE"] = "1"  # the bars of several runs side by side would overwrite each other
+def train(study: Study, seed: int) -> dict:
+    """One run; returns its record."""
     torch.set_num_threads(1)
+    about = storage.environment("cpu") | dict(commit=COMMIT)
     train_set, test_set = study.data()
     torch.manual_seed(seed)
-    run = study.recipe.build(len(train_set[0]), folder=study.teachers)
-    label = f"{study.label}, seed {seed}"
-    scratch = (study.output or ROOT / "runs") / "study" / study.folder.name
-    start = time.perf_counter()
-    with contextlib.redirect_stdout(_Prefixed(label)):
-        try:
-            history = utils.fit(run, train_set, test_set, scratch / f"{len(train_set[0])}-{seed}.pt")
-        except FloatingPointError as error:
-            raise FloatingPointError(f"{label}: {error}; nothing is recorded") from error
-    if study.teaches:
-        storage.save_weights(run.model, teacher_path(study.teachers, study.name, len(train_set[0]), seed))
-    return study.describe(seed) | dict(
-        parameters=sum(parameter.numel() for parameter in run.model.parameters()),
-        history=history,
-        seconds=sum(history["seconds"]),
-        wall_seconds=time.perf_counter() - start,
-        **storage.environment("cpu"),
-    )
+    parts = study.recipe.build(train_set, teachers=study.root / "teachers")
+    run, network = study.expected(seed), parts["network"]
+    scratch, name = (study.output or ROOT / "runs") / "study", f"{study.name}-{seed}"
+    checkpoint = storage.checkpoint_path(scratch, name, run | dict(commit=COMMIT), network, len(train_set[0]))
+    print(f"{study.label}, seed {seed}", flush=True)
+    history = utils.fit(**parts, test=test_set, checkpoint=checkpoint)
+    if path := study.weights(seed):
+        storage.save_weights(network, path)
+    return run | dict(parameters=size(network), history=history, seconds=sum(history["seconds"])) | about
 
 
-def positive(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return int(text)
+def size(network: torch.nn.Module) -> int:
+    """The number of parameters."""
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def seeds(text: str) -> list[int]:
     """`1-3,7` → [1, 2, 3, 7]."""
-    result = []
-    for part in text.split(","):
-        ends = part.split("-")
-        if len(ends) > 2 or not all(end.isascii() and end.isdigit() for end in ends) or int(ends[0]) > int(ends[-1]):
-            raise argparse.ArgumentTypeError(f"must be like 1-3,7, got {text!r}")
-        result.extend(range(int(ends[0]), int(ends[-1]) + 1))
-    return list(dict.fromkeys(result))
+    ranges = [[int(end) for end in part.split("-")] for part in text.split(",")]
+    return sorted({seed for first, *last in ranges for seed in range(first, (last or [first])[0] + 1)})
 
 
 def change(text: str) -> tuple[str, object]:
-    """`name=value` → (name, value); what is no Python value is a string."""
-    name, equals, value = text.partition("=")
-    if not (name.isidentifier() and equals and value):
-        raise argparse.ArgumentTypeError(f"must be name=value, got {text!r}")
+    """`name=value` → (name, value), of the setting's type; `ArgumentTypeError` for a name or a type that is wrong."""
+    name, _, value = text.partition("=")
     try:
-        return name, ast.literal_eval(value)
+        value = ast.literal_eval(value)
     except (ValueError, SyntaxError):
-        return name, value
+        pass  # what is no Python value is a string
+    if name not in FIELDS:
+        (near,) = difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.0)
+        raise argparse.ArgumentTypeError(f"{name} is no setting of a recipe; the nearest is {near}")
+    if type(value) is int and float in FIELDS[name]:
+        value = float(value)
+    if type(value) not in FIELDS[name]:
+        kinds = " or ".join(kind.__name__ for kind in FIELDS[name])
+        raise argparse.ArgumentTypeError(f"{name} must be {kinds}, got {value!r}")
+    return name, value
 
 
 def parse() -> argparse.Namespace:
@@ -188,83 +180,48 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=seeds, default=[1], metavar="1-3,7", help="default: 1")
     parser.add_argument("--set", type=change, nargs="+", default=[], metavar="name=value", help="settings to change")
     parser.add_argument("--validate", action="store_true", help="hold out the last 10,000 training images")
-    parser.add_argument(
-        "--jobs", type=positive, default=joblib.cpu_count(only_physical_cores=True), help="runs side by side"
-    )
-    parser.add_argument("--backend", default="loky", choices=["loky", "dask", "ray"], help="default: %(default)s")
-    parser.add_argument("--address", metavar="tcp://host:port", help="of the cluster's scheduler")
-    parser.add_argument("--images", type=positive, help="use only so many images (for a quick try)")
+    cores = joblib.cpu_count(only_physical_cores=True)
+    parser.add_argument("--jobs", type=int, default=cores, help="runs side by side; default: %(default)s")
+    parser.add_argument("--address", metavar="tcp://host:port", help="of a Dask cluster's scheduler")
+    parser.add_argument("--images", type=int, help="use only so many images (for a quick try)")
     parser.add_argument("--output", type=Path, help="folder for all that is written, instead of results/ and runs/")
     arguments = parser.parse_args()
-    if arguments.address and arguments.backend == "loky":
-        parser.error("--address is that of a cluster; name its --backend")
     if arguments.set and not (arguments.validate or arguments.images):
         parser.error("--set is for trials, which are not judged on the test set: add --validate")
     results = (ROOT / "results").resolve()
-    if arguments.output and (arguments.output.resolve() == results or results in arguments.output.resolve().parents):
+    if arguments.output and arguments.output.resolve().is_relative_to(results):
         parser.error("--output is for records that are not kept; leave it out to write into results/")
     return arguments
 
 
-def connect(backend: str, address: str | None):
-    """The cluster's client, to be closed at the end; `ValueError` within seconds if there is none."""
-    try:
-        if address:
-            host, _, port = address.rpartition("/")[2].rpartition(":")
-            socket.create_connection((host, int(port)), timeout=5).close()
-        if backend == "dask":
-            from dask.distributed import Client
-
-            return Client(address, timeout=10)
-        if backend == "ray":
-            import ray
-            from ray.util.joblib import register_ray
-
-            register_ray()
-            return ray.init(address=address or "auto")
-    except ImportError as error:
-        install = "pip install ray" if backend == "ray" else "pip install -r experiments/requirements.txt"
-        raise ValueError(f"the back end {backend} is not installed ({error}): {install}") from error
-    except Exception as error:  # every library has its own
-        raise ValueError(f"no {backend} cluster answers at {address or 'this machine'}: {error}") from error
-    return contextlib.nullcontext()
-
-
-def check(study: Study) -> None:
-    """Raise before any training what would stop it: settings that do not go together, a folder that is not writable."""
-    count = study.describe(0)["trained_on"]
-    try:
-        images, labels = torch.zeros(count, 28, 28, dtype=torch.uint8), torch.zeros(count, dtype=torch.int64)
-        study.recipe.build(count, folder=study.teachers).describe((images, labels), (images[:1], labels[:1]))
-    except Exception as error:  # torch's own, of many kinds, for values out of range
-        raise ValueError(f"{study.label} cannot be trained: {str(error).splitlines()[0]}") from error
-    probe = study.folder / ".writable"
-    storage.save_bytes(probe, b"")
-    probe.unlink()
+def run(study: Study, wanted: list[int], jobs: int, address: str | None) -> None:
+    """Train and record what is missing of the `wanted` seeds."""
+    if contradicts(study.name, size(study.recipe.make_network())):
+        base = study.name.split("-")[0]
+        raise ValueError(f"{study.label} has not the parameters that {study.name} states: change the recipe {base}")
+    missing = [seed for seed in wanted if study.is_missing(seed)]
+    print(f"{study.label}: {len(wanted) - len(missing)} of {len(wanted)} seeds are in {study.folder}", flush=True)
+    if missing and study.root == ROOT / "results" and not re.fullmatch("[0-9a-f]+", COMMIT):
+        raise ValueError(f"a record names the commit that made it, and this is {COMMIT}: commit first, or use --images")
+    cluster = dict(backend="dask", scheduler_host=address) if address else dict(backend="loky")
+    command = shlex.join(["python", "-m", "experiments.study", *sys.argv[1:]])
+    with joblib.parallel_config(**cluster, n_jobs=jobs):
+        runs = joblib.Parallel(return_as="generator_unordered")(joblib.delayed(train)(study, s) for s in missing)
+        for record in runs:
+            storage.save_record(study.folder / f"{record['seed']}.json", record | dict(command=command))
+            final, best = record["history"]["test_accuracy"][-1], max(record["history"]["test_accuracy"])
+            print(f"{study.label}, seed {record['seed']}: final {final:.2%} (best epoch {best:.2%})", flush=True)
 
 
 def main() -> None:
     arguments = parse()
-    study = Study(arguments.recipe, dict(sorted(arguments.set)), arguments.images, arguments.validate, arguments.output)
-    command = shlex.join(["python", "-m", "experiments.study", *sys.argv[1:]])
+    usual = RECIPES[arguments.recipe]
+    changes = {name: value for name, value in arguments.set if getattr(usual, name) != value}
+    study = Study(arguments.recipe, changes, arguments.validate, arguments.images, arguments.output)
+    os.environ["TQDM_DISABLE"] = "1"  # in the workers, whose bars would overwrite each other
     try:
-        check(study)
-        missing = [seed for seed in arguments.seeds if study.is_missing(seed)]
-        done = len(arguments.seeds) - len(missing)
-        print(f"{study.label}: {done} of {len(arguments.seeds)} seeds are recorded in {study.folder}", flush=True)
-        with (
-            connect(arguments.backend, arguments.address),
-            joblib.parallel_config(arguments.backend, n_jobs=arguments.jobs),
-        ):
-            # Ray's back end can only give all records at the end, the others each as soon as it is finished
-            order = "list" if arguments.backend == "ray" else "generator_unordered"
-            parent = os.getpid() if arguments.backend == "loky" else None
-            runs = joblib.Parallel(return_as=order)(joblib.delayed(train)(study, seed, parent) for seed in missing)
-            for record in runs:
-                storage.save_record(study.folder / f"{record['seed']}.json", record | dict(command=command))
-                final, best = record["history"]["test_accuracy"][-1], max(record["history"]["test_accuracy"])
-                print(f"{study.label}, seed {record['seed']}: final {final:.2%} (best epoch {best:.2%})", flush=True)
-    except (ArithmeticError, OSError, RuntimeError, ValueError) as error:
+        run(study, arguments.seeds, arguments.jobs, arguments.address)
+    except (ArithmeticError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise SystemExit(f"study: {error}") from None
 
 
