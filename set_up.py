@@ -13,26 +13,28 @@ from pathlib import Path
 
 from IPython.core.error import UsageError
 
+COLAB = "COLAB_JUPYTER_IP" in os.environ
 FOLDER = Path(__file__).resolve().parent
 LACKING = "torchsummary", "anywidget"  # not all of requirements.txt: a newer ipykernel would break Colab's session
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # waiting threads soon sleep, so that other programs can run
 if Path.cwd() != FOLDER:
     os.chdir(FOLDER)
-    print(f"Files: {FOLDER}. To use your own: restart, (mount Drive,) %cd into their folder, run this again.")
+    mount = "mount Drive, " if COLAB else ""
+    print(f"Files: {FOLDER}. To use your own instead, restart, {mount}%cd into their folder, and run this again.")
 
 lowest = re.search(r"^torch>=([\d.]+)", Path("requirements.txt").read_text(encoding="utf-8"), re.MULTILINE)[1]
 installed = next((package.version for package in importlib.metadata.distributions(name="torch")), "none")
 if [int(number) for number in re.findall(r"\d+", installed)[:2]] < [int(number) for number in lowest.split(".")]:
-    latest = "Runtime > Change runtime type > Runtime version > Latest"
-    remedy = latest if "COLAB_JUPYTER_IP" in os.environ else "pip install -r requirements.txt"
-    raise UsageError(f"PyTorch {lowest} or newer is needed, {installed} is installed: {remedy}")
+    latest = "choose Runtime > Change runtime type > Runtime version > Latest"
+    remedy = latest if COLAB else "run pip install -r requirements.txt, then restart"
+    raise UsageError(f"PyTorch {lowest} or newer is needed; installed: {installed}. To get it, {remedy}.")
 
 missing = [name for name in LACKING if not importlib.util.find_spec(name)]
 if missing:
     command = [sys.executable, "-m", "pip", "install", "--quiet", *missing]
     pip = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     if pip.returncode:
-        reason = " ".join(pip.stderr.split("\n")[-2:]).strip()
-        raise UsageError(f"Connect to a network and run this again, or: pip install {' '.join(missing)}. {reason}")
+        reason = pip.stderr.strip().split("\n")[-1]
+        raise UsageError(f"Missing: {', '.join(missing)}. Connect to a network and run this again. {reason}")
     importlib.invalidate_caches()

@@ -10,8 +10,6 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
 
 import storage
 import utils
@@ -114,50 +112,3 @@ def test_a_smoke_run_and_uncommitted_changes_are_not_stored(tmp_path, copy_proje
         finished = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert finished.returncode != 0 and message in finished.stderr
     assert (tmp_path / "A6.ipynb").read_bytes() == before
-
-
-@pytest.mark.parametrize("path", ["A6.ipynb", "README.md", "beyond.ipynb"])
-def test_the_badge_opens_colab(path):
-    name = path.removesuffix(".ipynb")
-    page = Path(path).read_text() if path == "README.md" else text(name)
-    (target,) = re.findall(r"\[!\[Open in Colab\]\([^)]*\)\]\(([^)]*)\)", page)
-    notebook = "A6" if path == "README.md" else name
-    repository, folder = ast.literal_eval(tagged("colab", notebook).source.splitlines()[0].split(" = ")[1])
-    owner = repository.removeprefix("https://github.com/")
-    assert target == f"https://colab.research.google.com/github/{owner}/blob/main/{folder}/{notebook}.ipynb"
-
-
-@pytest.fixture(scope="module")
-def remote(tmp_path_factory, copy_project):
-    """The project in a folder of some repository; its address."""
-    folder = tmp_path_factory.mktemp("remote")
-    copy_project(folder / "S6/P2")
-    identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
-    for arguments in (["init", "-q"], ["add", "-A", "-f"], [*identity, "commit", "-qm", "all"]):
-        subprocess.run(["git", *arguments], cwd=folder, check=True)
-    return folder.as_uri()
-
-
-def run_alone(cells: list, folder: Path, remote: str) -> list:
-    """As in Colab: the cells run in a folder with nothing but the notebook; returns them with their outputs."""
-    alone = nbformat.v4.new_notebook(cells=[nbformat.from_dict(cell) for cell in cells])
-    source = alone.cells[0].source
-    alone.cells[0].source = source.replace("https://github.com/woncoh1/era1", remote)
-    assert alone.cells[0].source != source
-    client = NotebookClient(alone, timeout=600, resources={"metadata": {"path": str(folder)}})
-    client.execute(env=os.environ | {"PYTHONPATH": ""})
-    return alone.cells
-
-
-def test_the_notebook_alone_fetches_what_it_needs(tmp_path, remote):
-    cells = run_alone(code("A6"), tmp_path, remote)
-    (reload,) = [cell for cell in cells if "reload" in cell.metadata.get("tags", [])]
-    assert printed(reload) == "same predictions: True\n"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a6"]
-
-
-@both
-def test_a_half_finished_clone_is_named_with_its_remedy(name, tmp_path, remote):
-    (tmp_path / "a6" / ".git").mkdir(parents=True)
-    with pytest.raises(CellExecutionError, match="delete a6"):
-        run_alone(code(name)[:1], tmp_path, remote)
