@@ -1,4 +1,4 @@
-"""The lesson's pictures. Each function draws one and returns its matplotlib figure; the lab's are in experiments/plots.py.
+"""The lesson's pictures. Each function draws one and returns its matplotlib figure.
 
 All are 10 inches wide, 1,000 pixels in a notebook. Colors are Okabe and Ito's, which color-blind readers can tell
 apart (https://jfly.uni-koeln.de/color); what a color says, a marker, a line style or a text says, too.
@@ -11,10 +11,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import LogLocator, MaxNLocator, MultipleLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, MultipleLocator, NullLocator, StrMethodFormatter
 from scipy import stats
 from torch import Tensor
 from torchvision.utils import make_grid
@@ -65,7 +66,7 @@ def sheet(axes: Axes, images: Tensor, columns: int) -> AxesImage:
 @style
 def classes(images: Tensor, labels: Tensor) -> Figure:
     """The first of `images` (uint8 [N, 28, 28]) of each class, titled with class and count."""
-    figure, axes = subplots(2, 5, 4.6, f"The first training image of each class, of {len(images):,} in all")
+    figure, axes = subplots(2, 5, 4.6, f"{len(images):,} training images: the first of each class")
     for digit, panel in enumerate(axes):
         chosen = images[labels == digit]
         panel.set_axis_off()
@@ -117,59 +118,56 @@ def receptive_field(image: Tensor, table: list[dict[str, str | int]]) -> Figure:
         padding += row["p"] * row["j_in"]
         corner, size = row["n_out"] // 2 * row["j_out"] - padding - 0.5, row["r_out"]
         _picture(panel, image)
-        fill = (*plt.matplotlib.colors.to_rgb(ORANGE), 0.3)
-        panel.add_patch(Rectangle((corner, corner), size, size, fc=fill, ec=RED, linewidth=2.5, clip_on=False))
+        look = dict(facecolor=to_rgba(ORANGE, 0.3), edgecolor=RED, linewidth=2.5, clip_on=False)
+        panel.add_patch(Rectangle((corner, corner), size, size, **look))
         panel.set_title(f"{row['layer']}: {size} × {size} pixels")
     return figure
 
 
-def by_epoch(axes: Axes, name: str, lines: dict[str, list[float]]) -> None:
+def by_epoch(axes: Axes, name: str, lines: dict[str, list[float]], goal: float) -> None:
     """A value per epoch for each label of `lines`; `name` ends with loss, accuracy (as fractions) or rate.
 
-    The axis of an accuracy begins below the second epoch, and says which values of the first lie below it.
+    The axis of an accuracy shows the `goal`, begins below the second epoch and says which values of the first it omits.
     """
     kind = name.split()[-1]
     scale = 100 if kind == "accuracy" else 1
     for (label, values), color, marker in zip(lines.items(), (BLUE, RED), ("o", "s")):
         scaled = [scale * value for value in values]
         axes.plot(range(1, len(values) + 1), scaled, color=color, marker=marker, markersize=5, label=label)
-    axes.set(title=name.capitalize(), xlabel="epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylabel(
-        dict(loss="mean negative log-likelihood (nats)", accuracy="accuracy (%)", rate="learning rate")[kind]
-    )
+    units = dict(loss="mean negative log-likelihood (nats)", accuracy="accuracy (%)", rate="learning rate")
+    axes.set(title=name.capitalize(), xlabel="epoch", ylabel=units[kind])
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if kind == "loss":
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_minor_locator(NullLocator())
     if kind == "accuracy":
+        axes.axhline(100 * goal, color=GREEN, linestyle="--", label=f"goal {goal:.1%}")
         bottom = min(min(values[1:] or values) for values in lines.values()) - 0.002
-        axes.set_ylim(bottom=100 * bottom)
+        top = max(goal, *map(max, lines.values()))
+        axes.set_ylim(100 * bottom, 100 * (top + 0.15 * (top - bottom)))
         first = [f"{label.split(' (')[0]} {values[0]:.1%}" for label, values in lines.items() if values[0] < bottom]
         if first:
-            text = "below the axis, epoch 1:\n" + "\n".join(first)
-            axes.text(0.97, 0.04, text, transform=axes.transAxes, ha="right", color=GRAY)
+            text = "\n".join(["below the axis,", "in epoch 1:", *first])
+            axes.text(0.98, 0.04, text, transform=axes.transAxes, ha="right", color=GRAY)
 
 
 @style
 def curves(history: History, goal: float) -> Figure:
     """Loss and accuracy of every epoch, train and test, with the `goal` (a fraction) and the learning-rate drops."""
     final, rates = history["test_accuracy"][-1], history["learning_rate"]
-    epochs = len(rates)
-    figure, panels = subplots(1, 2, 4.8, f"Training and test: {final:.2%} of the test images after epoch {epochs}")
-    drops = [epoch for epoch in range(1, epochs) if rates[epoch] < rates[epoch - 1] / 2]
+    figure, panels = subplots(1, 2, 4.8, f"Test accuracy after epoch {len(rates)}: {final:.2%}")
+    drops = [epoch for epoch in range(1, len(rates)) if rates[epoch] < rates[epoch - 1] / 2]
     label = "learning rate " + " → ".join(f"{rates[epoch]:g}" for epoch in [0, *drops])
     for axes, name in zip(panels, ("loss", "accuracy")):
-        by_epoch(axes, name, {"train (augmented images)": history[f"train_{name}"], "test": history[f"test_{name}"]})
+        lines = {"train (augmented images)": history[f"train_{name}"], "test": history[f"test_{name}"]}
+        by_epoch(axes, name, lines, goal)
         for epoch in drops:
             axes.axvline(epoch + 0.5, color=GRAY, linestyle=":", label=label if epoch == drops[0] else None)
-    accuracy = panels[1]
-    accuracy.axhline(100 * goal, color=GREEN, linestyle="--", label=f"goal {goal:.1%}")
     place = dict(xytext=(0, 9), textcoords="offset points", ha="right", va="bottom")
-    accuracy.annotate(f"{final:.2%}", (epochs, 100 * final), color=RED, weight="bold", **place)
-    accuracy.margins(y=0.12)
-    figure.legend(*accuracy.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    panels[1].annotate(f"{final:.2%}", (len(rates), 100 * final), color=RED, weight="bold", **place)
+    figure.legend(*panels[1].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 
@@ -205,7 +203,7 @@ def misclassified(images: Tensor, labels: Tensor, log_probabilities: Tensor, lim
 
 @style
 def confusion_matrix(labels: Tensor, log_probabilities: Tensor) -> Figure:
-    """How often each class (rows) was taken for each other (columns), and each class's accuracy; colors show mistakes."""
+    """How often each class (rows) was taken for each other (columns), and its accuracy; colors show mistakes."""
     counts = torch.zeros(10, 10, dtype=torch.int64)
     counts.index_put_((labels.cpu(), log_probabilities.argmax(1).cpu()), torch.tensor(1), accumulate=True)
     mistakes = counts.clone().fill_diagonal_(0)
@@ -271,8 +269,8 @@ def seeds(finals: list[float], goal: float, reference: float, this_run: float) -
     axes.plot(points, 0.16 * stack(points), "o", color=BLUE, markersize=8, label="one recorded seed each")
     bar = dict(fmt="D", color="black", capsize=6, label="mean and its 95% interval")
     axes.errorbar(points.mean(), -0.25, xerr=interval(points), **bar)
-    outside = ", left of the axis" if 100 * this_run < low else ""
-    this = dict(color=RED, markersize=15, linestyle="none", label=f"this notebook's run: {this_run:.2%}{outside}")
+    outside = " (off the axis)" if 100 * this_run < low else ""
+    this = dict(color=RED, markersize=15, linestyle="none", label=f"this notebook: {this_run:.2%}{outside}")
     axes.plot(100 * this_run, -0.55, "*", **this)
     axes.set(xlim=(low, high), ylim=(-0.8, 0.7), yticks=[], xlabel="test accuracy after the last epoch (%)")
     axes.xaxis.set_major_locator(MultipleLocator(0.05))

@@ -1,67 +1,72 @@
 """The lab's pictures, in the style of the lesson's. Each function draws one and returns its matplotlib figure."""
 
 import textwrap
+from collections.abc import Iterable
+from itertools import product
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MultipleLocator
+from matplotlib.ticker import MaxNLocator, MultipleLocator
+from matplotlib.transforms import Bbox
 from scipy import stats
 from torch import Tensor
 
-from plots import BLUE, GRAY, GREEN, ORANGE, PURPLE, RED, by_epoch, interval, sheet, stack, style, subplots
+from plots import BLUE, GRAY, GREEN, PURPLE, RED, by_epoch, interval, sheet, stack, style, subplots
 from utils import History
 
 
-def _final_accuracies(axes: Axes, finals: dict[str, list[float]], goal: float) -> None:
-    """A row for each of `finals`: its seeds (fractions), their mean and its 95% interval; the `goal` is a line."""
-    axes.axvline(100 * goal, color=GREEN, linestyle="--", label=f"goal {goal:.1%}")
-    for row, values in enumerate(finals.values()):
-        points = 100 * np.array(values)
-        labels = ("one seed", "mean and its 95% interval") if row == 0 else (None, None)
-        heights = row - 0.1 - 0.12 * stack(points)  # the axis points downwards
-        axes.plot(points, heights, "o", color=BLUE, alpha=0.7, markersize=6, label=labels[0])
-        bar = dict(fmt="D", color="black", capsize=5, markersize=5, label=labels[1])
-        axes.errorbar(points.mean(), row + 0.22, xerr=interval(points), **bar)
+def _final_accuracies(axes: Axes, finals: dict[str, list[float]], shown: Iterable[str]) -> None:
+    """A row for each of `finals` and, in those `shown`, its seeds (fractions), their mean and its 95% interval."""
+    for row, name in enumerate(finals):
+        if name in shown:
+            points = 100 * np.array(finals[name])
+            heights = row - 0.1 - 0.12 * stack(points)  # the axis points downwards
+            axes.plot(points, heights, "o", color=BLUE, alpha=0.7, markersize=6, label="one seed")
+            bar = dict(fmt="D", color="black", capsize=5, markersize=5, label="mean and its 95% interval")
+            axes.errorbar(points.mean(), row + 0.22, xerr=interval(points), **bar)
     names = [textwrap.fill(name, 24) for name in finals]
     axes.set(yticks=range(len(finals)), yticklabels=names, ylim=(len(finals) - 0.4, -0.8))
+
+
+def _goal(axes: Axes, goal: float) -> None:
+    axes.axvline(100 * goal, color=GREEN, linestyle="--", label=f"goal {goal:.1%}")
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """One legend below all panels, from the `axes` of one; each label once."""
+    entries = {label: handle for handle, label in zip(*axes.get_legend_handles_labels())}
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=4, frameon=False)
 
 
 @style
 def recipes(finals: dict[str, list[float]], goal: float, reference: float) -> Figure:
     """Final accuracies (fractions) of each recipe's seeds, in their order; `reference` is the solution's single run."""
-    failed = sum(final <= goal for values in finals.values() for final in values)
-    total = sum(map(len, finals.values()))
-    title = f"{total - failed} of {total} runs end above {goal:.1%}"
+    runs = [final for values in finals.values() for final in values]
+    title = f"{sum(final > goal for final in runs)} of {len(runs)} runs end above {goal:.1%}"
     figure, (axes,) = subplots(1, 1, 1.6 + 0.75 * len(finals), title)
-    _final_accuracies(axes, finals, goal)
+    _final_accuracies(axes, finals, finals)
+    _goal(axes, goal)
     axes.axvline(100 * reference, color=PURPLE, linestyle=":", label=f"reference solution, one run: {reference:.2%}")
     axes.xaxis.set_major_locator(MultipleLocator(0.05))
     axes.set_xlabel("test accuracy after the last epoch (%)")
-    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    _legend(figure, axes)
     return figure
 
 
-def _differences(axes: Axes, names: list[str], intervals: dict[str, tuple[float, float, float]]) -> None:
-    """The difference to the first row with its interval; filled where the interval excludes zero."""
-    axes.axvline(0, color=GRAY, linewidth=1)
-    for row, name in enumerate(names[1:], start=1):
-        difference, low, high = (10_000 * value for value in intervals[name])
-        filled = low > 0 or high < 0
-        bar = dict(fmt="s", color=RED, mfc=RED if filled else "white", capsize=5, markersize=7)
-        axes.errorbar(difference, row, xerr=[[difference - low], [high - difference]], **bar)
-        axes.annotate(f"{difference:+.0f}", (difference, row), (0, 8), textcoords="offset points", ha="center")
-
-
-def _break(left: Axes, right: Axes) -> None:
-    """Show that the axes of two panels are one, with a gap."""
-    left.spines["right"].set_visible(False)
-    right.spines["left"].set_visible(False)
-    right.tick_params(left=False, labelleft=False)
-    marks = dict(marker=[(-0.5, -1), (0.5, 1)], markersize=9, linestyle="none", color="black", clip_on=False)
-    left.plot(1, 0, transform=left.transAxes, **marks)
-    right.plot(0, 0, transform=right.transAxes, **marks)
+def _differences(
+    axes: Axes, finals: Iterable[str], intervals: dict[str, tuple[float, float, float]], shown: Iterable[str]
+) -> None:
+    """Differences with their intervals in the rows of `finals` that are `shown`; open where zero is included."""
+    for row, name in enumerate(finals):
+        if name in shown and name in intervals:
+            difference, low, high = (10_000 * value for value in intervals[name])
+            fill = "white" if low <= 0 <= high else RED
+            bar = dict(fmt="s", color=RED, markerfacecolor=fill, capsize=5, markersize=7)
+            axes.errorbar(difference, row, xerr=[[difference - low], [high - difference]], **bar)
+            text = f"{difference:+.0f}".replace("-", "−")
+            axes.annotate(text, (difference, row), (0, 8), textcoords="offset points", ha="center")
 
 
 @style
@@ -71,7 +76,7 @@ def ingredients(
     """Final accuracies (fractions) of the unchanged recipe, first in `finals`, and of each change, the best first.
 
     `intervals`: change → (difference to the unchanged recipe, its 95% interval's low and high end), as fractions.
-    Changes that cost more than 50 digits in 10,000 are drawn beyond a gap in the axes.
+    Changes that cost more than 50 digits in 10,000 stand in panels of their own, beyond a gap.
     """
     unchanged, *changes = finals
     changes.sort(key=lambda name: intervals[name][0], reverse=True)
@@ -80,26 +85,26 @@ def ingredients(
     near = [name for name in order if name not in far]
     clear = sum(low > 0 or high < 0 for _, low, high in intervals.values())
     title = f"{clear} of {len(changes)} changes make a difference: their 95% intervals exclude zero"
+    groups = [far, near] if far else [near]
     ratios = [1, 3, 1, 3] if far else [1, 1]
-    options = dict(width_ratios=ratios, sharey=True)
-    figure, panels = subplots(1, len(ratios), 1.6 + 0.75 * len(order), title, **options)
-    accuracies, differences = panels[: len(panels) // 2], panels[len(panels) // 2 :]
-    for axes in accuracies:
-        _final_accuracies(axes, order, goal)
-    for axes in differences:
-        _differences(axes, list(order), intervals)
-    for pair, width, values in (
-        (accuracies, 0.05, {name: [100 * value for value in order[name]] for name in order}),
-        (differences, 5, {name: [10_000 * value for value in intervals.get(name, (0,))] for name in order}),
-    ):
-        for axes, names in zip(pair[::-1], (near, far)):
-            drawn = [value for name in names for value in values[name]]
-            axes.set_xlim(min(drawn) - width, max(drawn) + width)
-        if far:
-            _break(*pair)
-    accuracies[-1].set_xlabel("test accuracy after the last epoch (%)")
-    differences[-1].set_xlabel("difference in correct digits per 10,000,\nwith Welch's 95% interval")
-    figure.legend(*accuracies[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figure, panels = subplots(1, len(ratios), 1.6 + 0.75 * len(order), title, width_ratios=ratios, sharey=True)
+    for axes, shown in zip(panels, groups):
+        _final_accuracies(axes, order, shown)
+    for axes, shown in zip(panels[len(groups) :], groups):
+        _differences(axes, order, intervals, shown)
+    for left, right in zip(panels[::2], panels[1::2]) if far else ():
+        left.xaxis.set_major_locator(MaxNLocator(2))
+        right.spines["left"].set_visible(False)
+        right.tick_params(left=False)
+        slash = dict(marker=[(-0.5, -1), (0.5, 1)], markersize=9, color="black", clip_on=False)
+        left.plot(1, 0, transform=left.transAxes, **slash)
+        right.plot(0, 0, transform=right.transAxes, **slash)
+    accuracies, differences = panels[len(groups) - 1 :: len(groups)]
+    _goal(accuracies, goal)
+    differences.axvline(0, color=GRAY, linewidth=1)
+    accuracies.set_xlabel("test accuracy after the last epoch (%)")
+    differences.set_xlabel("difference in 10,000 digits,\nwith Welch's 95% interval\n(open: it includes zero)")
+    _legend(figure, accuracies)
     return figure
 
 
@@ -110,43 +115,45 @@ def comparison(histories: dict[str, History], goal: float) -> Figure:
     figure, panels = subplots(1, 3, 4.4, "Test accuracy after the last epoch: " + "; ".join(ends))
     for axes, name in zip(panels, ("learning rate", "test loss", "test accuracy")):
         key = name.replace(" ", "_")
-        by_epoch(axes, name, {title: history[key] for title, history in histories.items()})
-    panels[2].axhline(100 * goal, color=GREEN, linestyle="--", label=f"goal {goal:.1%}")
-    figure.legend(*panels[2].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+        by_epoch(axes, name, {title: history[key] for title, history in histories.items()}, goal)
+    _legend(figure, panels[2])
     return figure
 
 
 @style
 def deskewing(before: Tensor, after: Tensor) -> Figure:
     """Images (float [B, 1, 28, 28]) in one row, and below each what `networks.Deskew` makes of it."""
-    figure, (axes,) = subplots(1, 1, 2.2, "Test digits as they were written, and deskewed")
+    figure, (axes,) = subplots(1, 1, 2, "Test digits as they were written, and deskewed")
     sheet(axes, torch.cat([before, after])[:, 0], len(before))
     axes.set_yticks([14.5, 43.5], ["written", "deskewed"])
+    axes.tick_params(length=0)
     return figure
 
 
-KINDS = {  # of training → marker and color
-    "trained alone": ("o", BLUE),
-    "distilled": ("^", ORANGE),
-    "deskewed": ("s", GREEN),
-    "distilled and deskewed": ("D", PURPLE),
+KINDS = {  # how a network was trained → marker, size, color, fill; the hollow ones leave visible what they lie upon
+    "trained alone": ("o", 7, BLUE, BLUE),
+    "distilled": ("^", 7, RED, RED),
+    "deskewed": ("s", 12, GREEN, "none"),
+    "distilled and deskewed": ("D", 12, PURPLE, "none"),
 }
 
 
-def _label(axes: Axes, texts: list[tuple[str, float, float, str]]) -> None:
-    """Write each (text, x, y, color) at the first place around its point where it covers no point and no text."""
+def _label(axes: Axes, points: list[tuple[str, float, float, float]]) -> None:
+    """Write each (text, x, y, deviation) at the first place around its point where it covers no point and no text."""
     axes.figure.draw_without_rendering()  # only now is known where the points are, in pixels
-    taken = [tuple(axes.transData.transform((x, y))) for _, x, y, _ in texts]
-    taken = [(x - 8, y - 8, x + 8, y + 8) for x, y in taken]
-    for text, x, y, color in texts:
-        for dx, dy in [(sign * dx, dy) for dy in (0, 9, -9, 18, -18, 27, -27) for dx, sign in ((9, 1), (9, -1))]:
-            style = dict(textcoords="offset points", va="center", fontsize=9, color=color)
+    taken = []
+    for _, x, y, deviation in points:
+        (x0, y0), (_, y1) = axes.transData.transform([(x, y - deviation), (x, y + deviation)])
+        taken.append(Bbox([(x0 - 10, y0 - 10), (x0 + 10, y1 + 10)]))
+    for text, x, y, _ in points:
+        for dy, dx in product((0, 10, -10, 20, -20, 30, -30, 40, -40), (9, -9)):
+            style = dict(textcoords="offset points", va="center", fontsize=10)
             note = axes.annotate(text, (x, y), (dx, dy), ha="left" if dx > 0 else "right", **style)
             box = note.get_window_extent()
-            if not any(box.x0 < x1 and x0 < box.x1 and box.y0 < y1 and y0 < box.y1 for x0, y0, x1, y1 in taken):
+            if box.x0 > axes.bbox.x0 and box.x1 < axes.bbox.x1 and not box.count_overlaps(taken):
                 break
             note.remove()
-        taken.append((box.x0, box.y0, box.x1, box.y1))
+        taken.append(box)
 
 
 @style
@@ -157,29 +164,30 @@ def frontier(networks: list[dict], peers: list[dict], goal: float, limit: int) -
     accuracy, as in results/peers.json. The corner of fewer than `limit` parameters and more than the `goal` is shaded.
     """
     passing = min(network["parameters"] for network in networks if min(network["finals"]) > goal)
-    title = f"{passing:,} parameters are enough: every seed ends above {goal:.1%}"
+    title = f"{passing:,} parameters are enough for every seed to end above {goal:.1%}"
     figure, (axes,) = subplots(1, 1, 7, title)
-    corner = dict(color=GREEN, alpha=0.12, linewidth=0, label=f"the goal: over {goal:.1%}, under {limit:,} parameters")
+    corner = dict(color=GREEN, alpha=0.12, linewidth=0, label=f"the goal: over {goal:.1%}, under {limit:,}")
     axes.fill_between([100, limit], 100 * goal, 100, **corner)
-    texts = []
-    for kind, (marker, color) in KINDS.items():
+    points = []
+    for kind, (marker, size, color, fill) in KINDS.items():
         chosen = [network for network in networks if network["kind"] == kind]
         counts = [network["parameters"] for network in chosen]
         means = [100 * np.mean(network["finals"]) for network in chosen]
         deviations = [100 * np.std(network["finals"], ddof=1) for network in chosen]
-        axes.errorbar(counts, means, deviations, fmt=marker, color=color, capsize=4, markersize=7, label=kind)
-        texts += [(network["name"], *place, color) for network, *place in zip(chosen, counts, means)]
-    published = [(peer["source"], peer["parameters"], 100 * peer["accuracy"], GRAY) for peer in peers]
+        look = dict(fmt=marker, color=color, markersize=size, markerfacecolor=fill, capsize=4, label=kind)
+        axes.errorbar(counts, means, deviations, **look)
+        points += zip((network["name"] for network in chosen), counts, means, deviations)
+    published = [(peer["source"], peer["parameters"], 100 * peer["accuracy"], 0) for peer in peers]
     _, counts, accuracies, _ = zip(*published)
-    axes.plot(counts, accuracies, "X", color=GRAY, markersize=8, label="published by others (mostly one run)")
-    lowest = min(mean for _, _, mean, _ in texts + published)
-    axes.set(xscale="log", xlim=(500, 1.5 * limit), ylim=(lowest - 0.15, 99.75))
+    axes.plot(counts, accuracies, "X", color=GRAY, markersize=8, label="published by others, mostly one run")
+    lowest = min(mean for _, _, mean, _ in points + published)
+    axes.set(xscale="log", xlim=(450, 1.9 * limit), ylim=(lowest - 0.15, 99.75))
     axes.set(xlabel="parameters (logarithmic scale)", ylabel="test accuracy after the last epoch (%)")
     ticks = [500, 1_000, 2_000, 5_000, 10_000, 20_000]
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.minorticks_off()
-    axes.legend(loc="lower right")
-    _label(axes, texts + published)
+    axes.legend(loc="lower right", title="ours: mean ± standard deviation of the seeds")
+    _label(axes, points + published)
     return figure
 
 
@@ -212,6 +220,7 @@ def calibration(labels: Tensor, log_probabilities: Tensor) -> Figure:
     below.bar_label(bars, [f"{count:,}" if count else "" for count in counts])
     below.set(xlim=(0, 102), yscale="log", ylim=(1, 8 * max(counts)), yticks=[], xlabel="confidence (%)")
     below.set_ylabel("test images\n(logarithmic)")
+    below.minorticks_off()
     return figure
 
 
@@ -231,5 +240,5 @@ def robustness(
         panel.plot(list(results), values, color=BLUE, marker="o", label="test accuracy")
         panel.set(xlabel=name, ylim=(0, 103))
     axes[0].set_ylabel("accuracy (%)")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    _legend(figure, axes[0])
     return figure
