@@ -103,7 +103,7 @@ def ingredients(
     _goal(accuracies, goal)
     differences.axvline(0, color=GRAY, linewidth=1)
     accuracies.set_xlabel("test accuracy after the last epoch (%)")
-    differences.set_xlabel("difference in 10,000 digits,\nwith Welch's 95% interval\n(open: it includes zero)")
+    differences.set_xlabel("difference in correct digits\nper 10,000, with Welch's 95%\ninterval (open: includes zero)")
     _legend(figure, accuracies)
     return figure
 

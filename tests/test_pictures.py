@@ -15,7 +15,6 @@ HISTORY = dict(
     test_loss=[0.4, 0.15, 0.05],
     test_accuracy=[0.95, 0.98, 0.995],
     learning_rate=[0.25, 0.25, 0.025],
-    seconds=[1.0, 1.0, 1.0],
 )
 
 
