@@ -1,26 +1,33 @@
-"""The notebooks' pictures. Each function draws one and returns its matplotlib figure; none computes a result.
+"""The lesson's pictures. Each function draws one and returns its matplotlib figure.
 
-Colours are Okabe and Ito's, which colour-blind readers can tell apart (https://jfly.uni-koeln.de/color).
+All are 10 inches wide, 1,000 pixels in a notebook. Colors are Okabe and Ito's, which color-blind readers can tell
+apart (https://jfly.uni-koeln.de/color); what a color says, a marker, a line style or a text says, too.
 """
+
+import inspect
+import math
+from collections.abc import Callable
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+import torch.nn.functional as F
+from IPython.display import Markdown
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, MultipleLocator, NullLocator, StrMethodFormatter
 from scipy import stats
 from torch import Tensor
 from torchvision.utils import make_grid
 
 from utils import History
 
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
+BLUE, ORANGE, GREEN, RED, PURPLE, GRAY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#666666"
 
-_style = plt.rc_context(
+style = plt.rc_context(
     {
         "font.size": 11,
         "axes.titlesize": 12,
@@ -30,362 +37,266 @@ _style = plt.rc_context(
         "axes.spines.right": False,
         "axes.grid": True,
         "grid.alpha": 0.3,
-        "lines.linewidth": 1.8,
-        "legend.framealpha": 0.9,
     }
 )
 
 
-def _subplots(rows: int, columns: int, width: float, height: float, title: str) -> tuple[Figure, list[Axes]]:
-    """A figure of rows × columns panels and the list of its axes; closed, so that a notebook shows it only once."""
-    figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False)
+def subplots(rows: int, columns: int, height: float, title: str, **options: object) -> tuple[Figure, list[Axes]]:
+    """A figure of rows × columns panels, `height` in inches, and its axes; closed, so that a notebook shows it once."""
+    figure, axes = plt.subplots(rows, columns, figsize=(10, height), squeeze=False, **options)
     plt.close(figure)
     figure.suptitle(title)
     return figure, list(axes.flat)
 
 
-def _digits(*arguments: int | float | str) -> tuple[Figure, list[Axes]]:
-    """As `_subplots`, for pictures that need no axes."""
-    figure, axes = _subplots(*arguments)
-    for panel in axes:
-        panel.set_axis_off()
-    return figure, axes
+def _picture(axes: Axes, image: Tensor, **options: object) -> None:
+    """One `image` or feature map [H, W], thinly framed, as light digits hide where the image ends."""
+    axes.imshow(image.cpu().numpy(), **(options or dict(cmap="gray_r", vmin=0, vmax=255)))
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set(visible=True, color=GRAY, linewidth=0.5)
 
 
-def _digit(axes: Axes, image: Tensor) -> None:
-    axes.imshow(image.cpu().numpy(), cmap="gray_r", vmin=0, vmax=255)
-    axes.set_axis_off()
-
-
-def _grid(axes: Axes, images: Tensor, columns: int) -> AxesImage:
-    """The images [N, 28, 28] row by row, 29 pixels from one to the next, with thin lines between them."""
+def sheet(axes: Axes, images: Tensor, columns: int) -> AxesImage:
+    """Images [N, H, W] row by row, H + 1 and W + 1 pixels from one to the next, with thin lines between them."""
     low, high = images.min().item(), images.max().item()
-    sheet = make_grid(images[:, None].float(), columns, padding=1, pad_value=low + 0.2 * (high - low))
+    grid = make_grid(images[:, None].float(), columns, padding=1, pad_value=low + 0.2 * (high - low))
     axes.set(xticks=[], yticks=[])
     axes.grid(False)
     axes.spines[:].set_visible(False)
-    return axes.imshow(sheet[0].cpu().numpy(), cmap="gray_r", vmin=low, vmax=high)
+    return axes.imshow(grid[0].cpu().numpy(), cmap="gray_r", vmin=low, vmax=high)
 
 
-@_style
+def source(*functions: Callable) -> Markdown:
+    """The code of `functions` and classes, as a notebook shows it in colors."""
+    return Markdown("```python\n" + "\n\n".join(map(inspect.getsource, functions)) + "```")
+
+
+@style
 def classes(images: Tensor, labels: Tensor) -> Figure:
     """The first of `images` (uint8 [N, 28, 28]) of each class, titled with class and count."""
-    figure, axes = _digits(2, 5, 9, 4.4, "One training image of each class")
+    figure, axes = subplots(2, 5, 4.6, f"{len(images):,} training images: the first of each class")
     for digit, panel in enumerate(axes):
         chosen = images[labels == digit]
+        panel.set_axis_off()
         if len(chosen):
-            _digit(panel, chosen[0])
-        panel.set_title(f"“{digit}”: {len(chosen):,} images")
+            panel.set_axis_on()
+            _picture(panel, chosen[0])
+        panel.set_title(f"{digit}: {len(chosen):,} images")
     return figure
 
 
-@_style
-def batch(x: Tensor, labels: Tensor) -> Figure:
-    """A training batch as the network takes it: float [B, 1, 28, 28], each image with its label in the corner."""
-    columns = 16
-    figure, (axes,) = _subplots(
-        1, 1, 11, 6.2, f"One training batch: {len(x)} augmented, normalised images and their labels"
-    )
-    picture = _grid(axes, x[:, 0], columns)
-    for number, label in enumerate(labels.tolist()):
-        row, column = divmod(number, columns)
-        axes.text(29 * column + 3, 29 * row + 3, str(label), color=BLUE, fontsize=11, weight="bold", va="top")
-    figure.colorbar(picture, ax=axes, shrink=0.9, label="input value (standard deviations from the mean)")
-    return figure
-
-
-@_style
+@style
 def augmentations(image: Tensor, variants: Tensor) -> Figure:
     """One `image` (uint8 [28, 28]) beside many augmented `variants` of it (uint8 [N, 28, 28])."""
-    figure = plt.figure(figsize=(11, 4.2))
-    plt.close(figure)
-    left, right = figure.subplots(1, 2, width_ratios=[1, 2.3])
-    figure.suptitle("One digit and what augmentation makes of it")
-    _digit(left, image)
+    title = "One training image, and what augmentation makes of it"
+    figure, (left, right) = subplots(1, 2, 3.8, title, width_ratios=[1, 2.4])
+    _picture(left, image)
     left.set_title("in the data set")
-    _grid(right, variants, 9)
-    right.set_title(f"{len(variants)} times in training")
+    sheet(right, variants, 9)
+    right.set_title(f"drawn {len(variants)} times for training")
     return figure
 
 
-@_style
-def deskewing(before: Tensor, after: Tensor) -> Figure:
-    """Images (float [B, 1, 28, 28]) in one row, and below each what `networks.Deskew` makes of it."""
-    figure, (axes,) = _subplots(1, 1, 11, 2.4, "Test digits as they were written, and deskewed")
-    _grid(axes, torch.cat([before, after])[:, 0], len(before))
-    axes.set_yticks([14.5, 43.5], ["written", "deskewed"])
+@style
+def batch(x: Tensor, labels: Tensor) -> Figure:
+    """A training batch as the network takes it: float [B, 1, 28, 28], each image below its label."""
+    columns, strip = 16, 10
+    rows = math.ceil(len(x) / columns)
+    title = f"One training batch: {len(x)} augmented, normalized images, each below its label"
+    figure, (axes,) = subplots(1, 1, 1.2 + 0.7 * rows, title)
+    picture = sheet(axes, F.pad(x[:, 0], (0, 0, strip, 0), value=x.min().item()), columns)
+    for number, label in enumerate(labels.tolist()):
+        row, column = divmod(number, columns)
+        place = 29 * column + 14.5, (29 + strip) * row + strip / 2 + 1
+        axes.text(*place, str(label), color=BLUE, fontsize=10, weight="bold", ha="center", va="center")
+    label = "input value (standard deviations from the mean)"
+    figure.colorbar(picture, ax=axes, location="bottom", shrink=0.6, aspect=40, label=label)
     return figure
 
 
-@_style
+@style
 def receptive_field(image: Tensor, table: list[dict[str, str | int]]) -> Figure:
     """For each row of `model.receptive_field`, the part of `image` [28, 28] that the layer's middle unit sees."""
-    columns = min(len(table), 4)
-    rows = -(-len(table) // columns)
-    figure, axes = _digits(rows, columns, 2.5 * columns, 2.9 * rows, "What one unit of each layer sees of the image")
-    padding = 0
+    rows = math.ceil(len(table) / 4)
+    figure, axes = subplots(rows, 4, 0.6 + 2.7 * rows, "What the middle unit of each layer sees of the image")
+    padding = 0  # of all layers so far, in pixels of the image
+    for panel in axes[len(table) :]:
+        panel.set_axis_off()
     for panel, row in zip(axes, table):
         padding += row["p"] * row["j_in"]
-        corner = row["n_out"] // 2 * row["j_out"] - padding - 0.5
-        _digit(panel, image)
-        field = dict(width=row["r_out"], height=row["r_out"], edgecolor=RED, linewidth=2.5, clip_on=False)
-        panel.add_patch(Rectangle((corner, corner), facecolor=(*plt.matplotlib.colors.to_rgb(ORANGE), 0.3), **field))
-        panel.set_title(f"{row['layer']}: {row['r_out']} × {row['r_out']} pixels")
+        corner, size = row["n_out"] // 2 * row["j_out"] - padding - 0.5, row["r_out"]
+        _picture(panel, image)
+        look = dict(facecolor=to_rgba(ORANGE, 0.3), edgecolor=RED, linewidth=2.5, clip_on=False)
+        panel.add_patch(Rectangle((corner, corner), size, size, **look))
+        panel.set_title(f"{row['layer']}: {size} × {size} pixels")
     return figure
 
 
-def _by_epoch(axes: Axes, quantity: str, lines: dict[str, list[float]], goal: float) -> None:
-    """A value per epoch for each of two `lines`, by their labels; accuracies are fractions, as is their `goal`."""
-    kind = quantity.split()[-1].lower()
+def by_epoch(axes: Axes, name: str, lines: dict[str, list[float]], goal: float) -> None:
+    """A value per epoch for each label of `lines`; `name` ends with loss, accuracy (as fractions) or rate.
+
+    The axis of an accuracy shows the `goal`, begins below the second epoch and says which values of the first it omits.
+    """
+    kind = name.split()[-1]
     scale = 100 if kind == "accuracy" else 1
-    for (label, values), colour, marker in zip(lines.items(), (BLUE, RED), ("o", "s")):
+    for (label, values), color, marker in zip(lines.items(), (BLUE, RED), ("o", "s")):
         scaled = [scale * value for value in values]
-        axes.plot(range(1, len(values) + 1), scaled, color=colour, marker=marker, markersize=5, label=label)
+        axes.plot(range(1, len(values) + 1), scaled, color=color, marker=marker, markersize=5, label=label)
+    units = dict(loss="mean negative log-likelihood (nats)", accuracy="accuracy (%)", rate="learning rate")
+    axes.set(title=name.capitalize(), xlabel="epoch", ylabel=units[kind])
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if kind == "loss":
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
     if kind == "accuracy":
         axes.axhline(100 * goal, color=GREEN, linestyle="--", label=f"goal {goal:.1%}")
-        axes.set_ylim(bottom=100 * min(min(values[1:] or values) for values in lines.values()) - 0.2)
-    units = dict(
-        loss="mean negative log-likelihood (nats)", accuracy="accuracy (%)", rate="learning rate at the epoch's start"
-    )
-    axes.set(title=quantity, xlabel="epoch", ylabel=units[kind], yscale="log" if kind == "loss" else "linear")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        bottom = min(min(values[1:] or values) for values in lines.values()) - 0.002
+        top = max(goal, *map(max, lines.values()))
+        axes.set_ylim(100 * bottom, 100 * (top + 0.15 * (top - bottom)))
+        first = [f"{label.split(' (')[0]} {values[0]:.1%}" for label, values in lines.items() if values[0] < bottom]
+        if first:
+            text = "\n".join(["below the axis,", "in epoch 1:", *first])
+            axes.text(0.98, 0.04, text, transform=axes.transAxes, ha="right", color=GRAY)
 
 
-@_style
+@style
 def curves(history: History, goal: float) -> Figure:
     """Loss and accuracy of every epoch, train and test, with the `goal` (a fraction) and the learning-rate drops."""
-    if not history.get("test_loss"):
-        raise ValueError("the history is empty: no epoch was completed, so there are no curves to draw")
-    figure, panels = _subplots(1, 2, 12, 4.6, "Training and test, epoch by epoch")
-    rates = history["learning_rate"]
+    final, rates = history["test_accuracy"][-1], history["learning_rate"]
+    figure, panels = subplots(1, 2, 4.8, f"Test accuracy after epoch {len(rates)}: {final:.2%}")
+    drops = [epoch for epoch in range(1, len(rates)) if rates[epoch] < rates[epoch - 1] / 2]
+    label = "learning rate " + " → ".join(f"{rates[epoch]:g}" for epoch in [0, *drops])
     for axes, name in zip(panels, ("loss", "accuracy")):
         lines = {"train (augmented images)": history[f"train_{name}"], "test": history[f"test_{name}"]}
-        _by_epoch(axes, name.capitalize(), lines, goal)
-        for epoch, (before, rate) in enumerate(zip(rates, rates[1:]), start=1):
-            if rate < before / 2:
-                axes.axvline(epoch + 0.5, color=GREY, linestyle=":", label=f"learning rate {before:g} → {rate:g}")
-        axes.legend()
+        by_epoch(axes, name, lines, goal)
+        for epoch in drops:
+            axes.axvline(epoch + 0.5, color=GRAY, linestyle=":", label=label if epoch == drops[0] else None)
+    place = dict(xytext=(0, 9), textcoords="offset points", ha="right", va="bottom")
+    panels[1].annotate(f"{final:.2%}", (len(rates), 100 * final), color=RED, weight="bold", **place)
+    figure.legend(*panels[1].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 
-@_style
-def comparison(histories: dict[str, History], goal: float) -> Figure:
-    """Learning rate, test loss and test accuracy of every epoch of two runs, with the `goal` (a fraction)."""
-    figure, panels = _subplots(1, 3, 14, 4.6, "Two recipes for the same network, epoch by epoch")
-    for axes, name in zip(panels, ("learning_rate", "test_loss", "test_accuracy")):
-        lines = {title: history[name] for title, history in histories.items()}
-        _by_epoch(axes, name.replace("_", " ").capitalize(), lines, goal)
-        axes.legend()
-    return figure
-
-
-def _verdicts(images: Tensor, labels: Tensor, log_probabilities: Tensor, row_height: float, title: str) -> Figure:
-    """All `images`, ten a row (one empty row if there are none), titled with the network's guess and its confidence.
-
-    Green and ticked if right; red, with the second guess and the true label, if wrong.
-    """
-    rows = max(-(-len(images) // 10), 1)
-    figure, axes = _digits(rows, 10, 12, row_height * rows + 0.5, title)
-    confidences, guesses = log_probabilities.exp().topk(2)
-    for panel, image, label, (first, second), (guess, runner_up) in zip(
-        axes, images, labels.tolist(), confidences.tolist(), guesses.tolist()
+@style
+def predictions(images: Tensor, labels: Tensor, log_probabilities: Tensor, title: str = "") -> Figure:
+    """All `images`, eight a row, titled with the network's guess and its confidence; true → guess, in red, if wrong."""
+    confidences, guesses = log_probabilities.exp().max(1)
+    correct = int((guesses == labels).sum())
+    rows = max(math.ceil(len(images) / 8), 1)
+    title = title or f"{correct} of {len(images)} test images read correctly: guess (confidence), or true → guess"
+    figure, axes = subplots(rows, 8, 0.6 + 1.5 * rows, title)
+    for panel in axes[len(images) :]:
+        panel.set_axis_off()
+    for panel, image, true, guess, confidence in zip(
+        axes, images, labels.tolist(), guesses.tolist(), confidences.tolist()
     ):
-        _digit(panel, image)
-        text = f"✓ {guess}   {first:.1%}"
-        if guess != label:
-            text = f"✗ {guess}  {first:.0%}\nthen {runner_up}  {second:.0%}\nis {label}"
-        panel.set_title(text, color=GREEN if guess == label else RED, fontsize=11)
+        _picture(panel, image)
+        text = f"{guess} ({confidence:.0%})" if guess == true else f"{true} → {guess} ({confidence:.0%})"
+        panel.set_title(text, color=GREEN if guess == true else RED, fontsize=11)
     return figure
 
 
-@_style
-def predictions(images: Tensor, labels: Tensor, log_probabilities: Tensor) -> Figure:
-    """The given images with the network's guess and its confidence, wrong ones marked."""
-    title = "Test images: the network's guess and its confidence"
-    return _verdicts(images, labels, log_probabilities, 1.75, title)
-
-
-@_style
-def misclassified(images: Tensor, labels: Tensor, log_probabilities: Tensor, limit: int = 100) -> Figure:
-    """Every wrongly classified image (up to `limit`) with first and second guess, the most confident mistakes first."""
+def misclassified(images: Tensor, labels: Tensor, log_probabilities: Tensor, limit: int = 96) -> Figure:
+    """Every wrongly classified image (up to `limit`), the most confident mistakes first."""
     confidence, guesses = log_probabilities.max(1)
     wrong = (guesses != labels).nonzero()[:, 0]
     wrong = wrong[confidence[wrong].argsort(descending=True)]
     shown = wrong[:limit]
-    title = f"All {len(wrong)} misclassified of {len(labels):,} test images, most confident mistakes first"
-    if len(wrong) > limit:
-        title = f"The {limit} most confident of {len(wrong):,} mistakes among {len(labels):,} test images"
-    return _verdicts(images[shown], labels[shown], log_probabilities[shown], 2.1, title)
+    which = f"All {len(wrong)}" if len(shown) == len(wrong) else f"The {limit} most confident of {len(wrong):,}"
+    title = f"{which} mistakes among {len(labels):,} test images: true → guess (confidence)"
+    return predictions(images[shown], labels[shown], log_probabilities[shown], title)
 
 
-@_style
+@style
 def confusion_matrix(labels: Tensor, log_probabilities: Tensor) -> Figure:
-    """How often each class (rows) was taken for each other (columns); the colour shows the mistakes only."""
+    """How often each class (rows) was taken for each other (columns), and its accuracy; colors show mistakes."""
     counts = torch.zeros(10, 10, dtype=torch.int64)
     counts.index_put_((labels.cpu(), log_probabilities.argmax(1).cpu()), torch.tensor(1), accumulate=True)
     mistakes = counts.clone().fill_diagonal_(0)
-    figure, (axes,) = _subplots(
-        1, 1, 7.4, 6.4, f"Confusion matrix: {mistakes.sum():,} mistakes in {len(labels):,} test images"
-    )
-    norm = LogNorm(1, max(mistakes.max().item(), 10))
-    colours = axes.imshow(
-        mistakes.float().masked_fill(mistakes == 0, torch.nan).numpy(),
-        cmap="YlOrBr",
-        norm=norm,
-    )
-    for true in range(10):
-        for guess in range(10):
-            count = counts[true, guess].item()
+    most, total = max(mistakes.max().item(), 1), mistakes.sum()
+    title = f"Confusion matrix: {total:,} mistakes among {len(labels):,} test images"
+    figure, (axes,) = subplots(1, 1, 6.6, title)
+    axes.imshow(mistakes.numpy(), cmap="Oranges", vmin=0, vmax=1.5 * most)
+    for true, row in enumerate(counts.tolist()):
+        for guess, count in enumerate(row):
             if count:
-                right = true == guess
-                dark = not right and norm(float(count)) > 0.55
-                colour = GREEN if right else "white" if dark else "black"
-                axes.text(guess, true, count, ha="center", va="center", color=colour, weight="bold" if right else None)
+                correct = dict(color=GREEN, weight="bold") if guess == true else {}
+                axes.text(guess, true, f"{count:,}", ha="center", va="center", **correct)
+        if sum(row):
+            axes.text(9.8, true, f"{row[true] / sum(row):.1%} of {sum(row):,}", va="center")
+    axes.text(9.8, -0.8, "correct", va="center", weight="bold")
     axes.set(xlabel="predicted digit", ylabel="true digit", xticks=range(10), yticks=range(10))
     axes.grid(False)
-    figure.colorbar(colours, ax=axes, shrink=0.85, label="mistakes (test images)")
     return figure
 
 
-@_style
-def class_accuracy(labels: Tensor, log_probabilities: Tensor) -> Figure:
-    """Accuracy of each class with its 95 % Wilson interval, and of all of them together."""
-    correct = (log_probabilities.argmax(1) == labels).float()
-    figure, (axes,) = _subplots(1, 1, 9, 4.2, "Test accuracy of each class")
-    style = dict(textcoords="offset points", fontsize=9, bbox=dict(facecolor="white", edgecolor="none", pad=0.5))
-    for digit in range(10):
-        chosen = correct[labels == digit]
-        if len(chosen) == 0:
-            continue
-        k, n = int(chosen.sum()), len(chosen)
-        accuracy, interval = k / n, stats.binomtest(k, n).proportion_ci(method="wilson")
-        whiskers = [[100 * (accuracy - interval.low)], [100 * (interval.high - accuracy)]]
-        axes.errorbar(digit, 100 * accuracy, whiskers, fmt="o", color=BLUE, capsize=4, markersize=7)
-        axes.annotate(f"{n - k} wrong", (digit, 100 * accuracy), (8, 3), **style)
-    mean = correct.mean().item()
-    axes.axhline(100 * mean, color=GREY, linestyle="--", label=f"all classes: {mean:.2%}")
-    axes.errorbar([], [], [], fmt="o", color=BLUE, capsize=4, label="one class, with its 95 % Wilson interval")
-    axes.set(xlabel="digit", ylabel="accuracy (%)", xticks=range(10), xlim=(-0.5, 9.8))
-    axes.legend(loc="lower left")
-    return figure
-
-
-@_style
-def calibration(labels: Tensor, log_probabilities: Tensor) -> Figure:
-    """Reliability diagram: accuracy in each of ten bins of confidence against the bin's mean confidence, and counts.
-
-    Source: C. Guo et al., On Calibration of Modern Neural Networks, ICML 2017, https://arxiv.org/abs/1706.04599
-    """
-    confidence, guesses = log_probabilities.exp().max(1)
-    correct = (guesses == labels).float()
-    bins = (confidence * 10).long().clamp(max=9)
-    figure, (above, below) = _subplots(2, 1, 7, 6.5, "Calibration")
-    above.plot([0, 100], [0, 100], color=GREY, linestyle="--", label="perfectly calibrated")
-    points = [
-        (100 * confidence[chosen].mean().item(), 100 * correct[chosen].mean().item())
-        for chosen in (bins == number for number in range(10))
-        if chosen.any()
-    ]
-    above.plot(*zip(*points), color=BLUE, marker="o", label="test images, in ten bins")
-    above.set(xlim=(0, 102), ylim=(0, 105), xlabel="confidence (%)", ylabel="accuracy (%)")
-    above.legend(loc="upper left")
-    below.hist(100 * confidence.cpu().numpy(), bins=range(0, 101, 10), color=BLUE, edgecolor="white")
-    below.set(xlim=(0, 102), yscale="log", xlabel="confidence (%)", ylabel="test images")
-    return figure
-
-
-@_style
+@style
 def feature_maps(image: Tensor, activations: dict[str, Tensor]) -> Figure:
-    """The first eight feature maps (of [C, H, W]) of each block for one `image`, the image first; light is strong."""
-    figure, axes = _digits(len(activations), 9, 11, 1.28 * len(activations) + 0.6, "Feature maps of one digit")
-    for number, (name, channels) in enumerate(activations.items()):
-        first, *rest = axes[9 * number : 9 * number + 9]
-        if number == 0:
-            _digit(first, image)
-        first.set_title(f"{name}\n{channels.shape[1]} × {channels.shape[2]}", fontsize=11, y=0.35 if number else 1.0)
-        for panel, channel in zip(rest, channels):
-            panel.imshow(channel.cpu().numpy(), cmap="viridis")
+    """An `image` [28, 28] and, block by block, the first eight of its feature maps: block name → [C, H, W]."""
+    rows = len(activations)
+    figure = plt.figure(figsize=(10, 0.7 + 1.02 * rows))
+    plt.close(figure)
+    figure.suptitle("Feature maps: the first 8 channels of each block, each scaled separately (yellow is strongest)")
+    left, right = figure.subfigures(1, 2, width_ratios=[1, 6])
+    axes = left.subplots()
+    _picture(axes, image)
+    axes.set_title("input")
+    panels = right.subplots(rows, 8, squeeze=False)
+    for line, (name, channels) in zip(panels, activations.items()):
+        line[0].set_ylabel(f"{name}\n{channels.shape[1]} × {channels.shape[2]}", rotation=0, ha="right", va="center")
+        for panel in line[len(channels) :]:
+            panel.set_axis_off()
+        for panel, channel in zip(line, channels):
+            _picture(panel, channel, cmap="viridis")
     return figure
 
 
-@_style
-def robustness(accuracies: dict[str, dict[float, float]], trained: dict[str, tuple[float, float]]) -> Figure:
-    """Test accuracy (fractions) against the strength of each corruption; the range that training saw is shaded."""
-    figure, axes = _subplots(1, len(accuracies), 12, 4, "Robustness: test accuracy under corruptions")
-    for panel, (name, results) in zip(axes, accuracies.items()):
-        panel.axvspan(*trained[name], color=GREEN, alpha=0.15, label="seen in training")
-        values = [100 * accuracy for accuracy in results.values()]
-        panel.plot(list(results), values, color=BLUE, marker="o", label="test accuracy")
-        panel.set(xlabel=name, ylabel="accuracy (%)", ylim=(0, 104))
-    axes[0].legend(loc="lower center")
-    return figure
+def stack(points: np.ndarray) -> np.ndarray:
+    """How many of the `points` before each are equal to it, so that equal ones can be drawn above each other."""
+    return np.array([int(np.isclose(points[:i], point).sum()) for i, point in enumerate(points)])
 
 
-@_style
-def reading(image: Tensor, probabilities: Tensor) -> Figure:
-    """What the network was shown (uint8 [28, 28]) beside its ten probabilities."""
-    digit = int(probabilities.argmax())
-    figure, (left, right) = _subplots(1, 2, 8, 3.6, f"This is a {digit}, says the network: {probabilities.max():.1%}")
-    _digit(left, image)
-    left.set_title("what it was shown")
-    colours = [RED if guess == digit else BLUE for guess in range(10)]
-    right.barh(range(10), 100 * probabilities.cpu().numpy(), color=colours)
-    right.set(xlabel="probability (%)", ylabel="digit", yticks=range(10), xlim=(0, 100))
-    right.invert_yaxis()
-    return figure
+def interval(points: np.ndarray) -> float:
+    """Half the width of the 95% confidence interval (Student's t) of the mean of `points`."""
+    return stats.sem(points) * stats.t.ppf(0.975, len(points) - 1)
 
 
-@_style
-def seeds(accuracies: dict[str, list[float]], reference: float) -> Figure:
-    """Final accuracies (fractions) of each recipe's seeds, their mean and its 95 % interval; `reference` is a line."""
-    figure, (axes,) = _subplots(1, 1, 10, 1.6 + 0.8 * len(accuracies), "Final test accuracy, one point per seed")
-    for row, values in enumerate(accuracies.values()):
-        points = 100 * np.array(values)
-        equal_before = [int(np.isclose(points[:i], point).sum()) for i, point in enumerate(points)]
-        raised = row - 0.15 * np.array(equal_before)  # so that equal values do not hide each other
-        axes.scatter(points, raised, color=BLUE, alpha=0.7, s=45, label="one seed" if row == 0 else None, zorder=2)
-        half = stats.t.ppf(0.975, len(points) - 1) * stats.sem(points) if len(points) > 1 else 0
-        label = "mean with its 95 % confidence interval" if row == 0 else None
-        style = dict(color=RED, markersize=13, markeredgewidth=2.5, capsize=6, elinewidth=2.5, zorder=3)
-        axes.errorbar(points.mean(), row + 0.32, xerr=half, fmt="|", label=label, **style)
-    label = f"the reference solution's one seed: {reference:.2%}"
-    axes.axvline(100 * reference, color=GREY, linestyle="--", label=label)
-    axes.set(
-        xlabel="test accuracy after the last epoch (%)", yticks=range(len(accuracies)), yticklabels=list(accuracies)
-    )
-    axes.set_ylim(len(accuracies) - 0.4, -0.6)
+@style
+def seeds(finals: list[float], goal: float, reference: float, this_run: float) -> Figure:
+    """Final accuracies (fractions) of the recorded seeds, their mean with its 95% interval, and two other runs."""
+    points = 100 * np.array(finals)
+    above = sum(final > goal for final in finals)
+    title = f"{above} of {len(finals)} seeds end above {goal:.1%}; their mean is {points.mean():.2f}%"
+    figure, (axes,) = subplots(1, 1, 2.9, title)
+    low = 100 * min(*finals, goal, max(this_run, 0.99)) - 0.03
+    high = 100 * max(*finals, reference, this_run) + 0.03
+    axes.axvline(100 * goal, color=GREEN, linestyle="--", label=f"goal {goal:.1%}")
+    axes.axvline(100 * reference, color=PURPLE, linestyle=":", label=f"reference solution, one run: {reference:.2%}")
+    axes.plot(points, 0.16 * stack(points), "o", color=BLUE, markersize=8, label="one recorded seed each")
+    bar = dict(fmt="D", color="black", capsize=6, label="mean and its 95% interval")
+    axes.errorbar(points.mean(), -0.25, xerr=interval(points), **bar)
+    outside = " (off the axis)" if 100 * this_run < low else ""
+    this = dict(color=RED, markersize=15, linestyle="none", label=f"this notebook: {this_run:.2%}{outside}")
+    axes.plot(100 * this_run, -0.55, "*", **this)
+    axes.set(xlim=(low, high), ylim=(-0.8, 0.7), yticks=[], xlabel="test accuracy after the last epoch (%)")
+    axes.xaxis.set_major_locator(MultipleLocator(0.05))
+    axes.spines["left"].set_visible(False)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
-@_style
-def frontier(
-    networks: list[tuple[int, list[float]]], peers: list[tuple[str, int, float]], goal: float, limit: int
-) -> Figure:
-    """Final accuracies (fractions) of every seed by number of parameters, their means and standard deviations.
-
-    `networks` are ours: (parameters, accuracies of the seeds); `peers` what others published: (name, parameters,
-    accuracy). The corner of fewer than `limit` parameters and more than the `goal` is shaded.
-    """
-    figure, (axes,) = _subplots(1, 1, 11, 6.2, "How few parameters does the goal need?")
-    label = f"the assignment: over {goal:.1%} with fewer than {limit:,}"
-    axes.fill_between([100, limit], 100 * goal, 100, color=GREEN, alpha=0.15, linewidth=0, label=label)
-    points = [(parameters, 100 * accuracy) for parameters, accuracies in networks for accuracy in accuracies]
-    axes.scatter(*zip(*points), color=BLUE, alpha=0.4, s=25, linewidth=0, label="one seed")
-    counts, accuracies = zip(*networks)
-    means = [100 * np.mean(values) for values in accuracies]
-    deviations = [100 * np.std(values, ddof=1) for values in accuracies]
-    style = dict(color=BLUE, fmt="o", capsize=6, label="mean ± standard deviation of the seeds")
-    axes.errorbar(counts, means, deviations, **style)
-    published = [(count, 100 * accuracy) for _, count, accuracy in peers]
-    axes.scatter(*zip(*published), color=RED, marker="s", s=50, label="published by others, chosen on the test set")
-    for (name, *_), place in zip(peers, published):
-        axes.annotate(name, place, (4, -4), textcoords="offset points", color=RED, fontsize=9, va="top", rotation=-50)
-    lowest = min(means + [accuracy for _, accuracy in published])
-    axes.set(xscale="log", xlim=(500, 1.15 * limit), ylim=(lowest - 0.2, 99.8))
-    axes.set(xlabel="parameters (logarithmic scale)", ylabel="test accuracy after the last epoch (%)")
-    ticks = [500, 1_000, 2_000, 5_000, 10_000, 20_000]
-    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
-    axes.minorticks_off()
-    axes.legend(loc="lower right")
+@style
+def reading(image: Tensor, probabilities: Tensor) -> Figure:
+    """What the network was shown (uint8 [28, 28]) beside its ten probabilities."""
+    digit, percent = int(probabilities.argmax()), 100 * probabilities.cpu().numpy()
+    title = f"The network reads a {digit}, with a probability of {probabilities.max():.1%}"
+    figure, (left, right) = subplots(1, 2, 3.8, title, width_ratios=[1, 1.6])
+    _picture(left, image)
+    left.set_title("what it was shown")
+    bars = right.barh(range(10), percent, color=[RED if guess == digit else BLUE for guess in range(10)])
+    right.bar_label(bars, fmt="%.1f%%", padding=4)
+    right.set(xlabel="probability (%)", ylabel="digit", yticks=range(10), xlim=(0, 115), xticks=range(0, 101, 20))
+    right.invert_yaxis()
     return figure

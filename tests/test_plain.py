@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from torch import nn, optim
 from torch.nn.utils import parameters_to_vector, prune
@@ -205,7 +206,7 @@ def test_another_number_is_another_training_and_going_back_finds_the_old_one(lef
 
 def test_papermill_changes_a_number(monkeypatch):
     monkeypatch.chdir(ROOT)
-    changed = parameterize_notebook(NOTEBOOK, dict(EPOCHS=2, LEARNING_RATE=0.1))
+    changed = parameterize_notebook(load_notebook_node(str(ROOT / "A6.ipynb")), dict(EPOCHS=2, LEARNING_RATE=0.1))
     numbers = run(changed, "hyperparameters")["hyperparameters"]
     assert (numbers["epochs"], numbers["learning_rate"], numbers["batch_size"]) == (2, 0.1, 128)
 

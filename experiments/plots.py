@@ -1,0 +1,244 @@
+"""The lab's pictures, in the style of the lesson's. Each function draws one and returns its matplotlib figure."""
+
+import textwrap
+from collections.abc import Iterable
+from itertools import product
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, MultipleLocator
+from matplotlib.transforms import Bbox
+from scipy import stats
+from torch import Tensor
+
+from plots import BLUE, GRAY, GREEN, PURPLE, RED, by_epoch, interval, sheet, stack, style, subplots
+from utils import History
+
+
+def _final_accuracies(axes: Axes, finals: dict[str, list[float]], shown: Iterable[str]) -> None:
+    """A row for each of `finals` and, in those `shown`, its seeds (fractions), their mean and its 95% interval."""
+    for row, name in enumerate(finals):
+        if name in shown:
+            points = 100 * np.array(finals[name])
+            heights = row - 0.1 - 0.12 * stack(points)  # the axis points downwards
+            axes.plot(points, heights, "o", color=BLUE, alpha=0.7, markersize=6, label="one seed")
+            bar = dict(fmt="D", color="black", capsize=5, markersize=5, label="mean and its 95% interval")
+            axes.errorbar(points.mean(), row + 0.22, xerr=interval(points), **bar)
+    names = [textwrap.fill(name, 24) for name in finals]
+    axes.set(yticks=range(len(finals)), yticklabels=names, ylim=(len(finals) - 0.4, -0.8))
+
+
+def _goal(axes: Axes, goal: float) -> None:
+    axes.axvline(100 * goal, color=GREEN, linestyle="--", label=f"goal {goal:.1%}")
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """One legend below all panels, from the `axes` of one; each label once."""
+    entries = {label: handle for handle, label in zip(*axes.get_legend_handles_labels())}
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=4, frameon=False)
+
+
+@style
+def recipes(finals: dict[str, list[float]], goal: float, reference: float) -> Figure:
+    """Final accuracies (fractions) of each recipe's seeds, in their order; `reference` is the solution's single run."""
+    runs = [final for values in finals.values() for final in values]
+    title = f"{sum(final > goal for final in runs)} of {len(runs)} runs end above {goal:.1%}"
+    figure, (axes,) = subplots(1, 1, 1.6 + 0.75 * len(finals), title)
+    _final_accuracies(axes, finals, finals)
+    _goal(axes, goal)
+    axes.axvline(100 * reference, color=PURPLE, linestyle=":", label=f"reference solution, one run: {reference:.2%}")
+    axes.xaxis.set_major_locator(MultipleLocator(0.05))
+    axes.set_xlabel("test accuracy after the last epoch (%)")
+    _legend(figure, axes)
+    return figure
+
+
+def _differences(
+    axes: Axes, finals: Iterable[str], intervals: dict[str, tuple[float, float, float]], shown: Iterable[str]
+) -> None:
+    """Differences with their intervals in the rows of `finals` that are `shown`; open where zero is included."""
+    for row, name in enumerate(finals):
+        if name in shown and name in intervals:
+            difference, low, high = (10_000 * value for value in intervals[name])
+            fill = "white" if low <= 0 <= high else RED
+            bar = dict(fmt="s", color=RED, markerfacecolor=fill, capsize=5, markersize=7)
+            axes.errorbar(difference, row, xerr=[[difference - low], [high - difference]], **bar)
+            text = f"{difference:+.0f}".replace("-", "−")
+            axes.annotate(text, (difference, row), (0, 8), textcoords="offset points", ha="center")
+
+
+@style
+def ingredients(
+    finals: dict[str, list[float]], goal: float, intervals: dict[str, tuple[float, float, float]]
+) -> Figure:
+    """Final accuracies (fractions) of the unchanged recipe, first in `finals`, and of each change, the best first.
+
+    `intervals`: change → (difference to the unchanged recipe, its 95% interval's low and high end), as fractions.
+    Changes that cost more than 50 digits in 10,000 stand in panels of their own, beyond a gap.
+    """
+    unchanged, *changes = finals
+    changes.sort(key=lambda name: intervals[name][0], reverse=True)
+    order = {name: finals[name] for name in (unchanged, *changes)}
+    far = [name for name in changes if intervals[name][0] < -0.005]
+    near = [name for name in order if name not in far]
+    clear = sum(low > 0 or high < 0 for _, low, high in intervals.values())
+    title = f"{clear} of {len(changes)} changes make a difference: their 95% intervals exclude zero"
+    groups = [far, near] if far else [near]
+    ratios = [1, 3, 1, 3] if far else [1, 1]
+    figure, panels = subplots(1, len(ratios), 1.6 + 0.75 * len(order), title, width_ratios=ratios, sharey=True)
+    for axes, shown in zip(panels, groups):
+        _final_accuracies(axes, order, shown)
+    for axes, shown in zip(panels[len(groups) :], groups):
+        _differences(axes, order, intervals, shown)
+    for left, right in zip(panels[::2], panels[1::2]) if far else ():
+        left.xaxis.set_major_locator(MaxNLocator(2))
+        right.spines["left"].set_visible(False)
+        right.tick_params(left=False)
+        slash = dict(marker=[(-0.5, -1), (0.5, 1)], markersize=9, color="black", clip_on=False)
+        left.plot(1, 0, transform=left.transAxes, **slash)
+        right.plot(0, 0, transform=right.transAxes, **slash)
+    accuracies, differences = panels[len(groups) - 1 :: len(groups)]
+    _goal(accuracies, goal)
+    differences.axvline(0, color=GRAY, linewidth=1)
+    accuracies.set_xlabel("test accuracy after the last epoch (%)")
+    differences.set_xlabel("difference in correct digits\nper 10,000, with Welch's 95%\ninterval (open: includes zero)")
+    _legend(figure, accuracies)
+    return figure
+
+
+@style
+def comparison(histories: dict[str, History], goal: float) -> Figure:
+    """Learning rate, test loss and test accuracy of every epoch of two runs, with the `goal` (a fraction)."""
+    ends = (f"{name}: {history['test_accuracy'][-1]:.2%}" for name, history in histories.items())
+    figure, panels = subplots(1, 3, 4.4, "Test accuracy after the last epoch: " + "; ".join(ends))
+    for axes, name in zip(panels, ("learning rate", "test loss", "test accuracy")):
+        key = name.replace(" ", "_")
+        by_epoch(axes, name, {title: history[key] for title, history in histories.items()}, goal)
+    _legend(figure, panels[2])
+    return figure
+
+
+@style
+def deskewing(before: Tensor, after: Tensor) -> Figure:
+    """Images (float [B, 1, 28, 28]) in one row, and below each what `networks.Deskew` makes of it."""
+    figure, (axes,) = subplots(1, 1, 2, "Test digits as they were written, and deskewed")
+    sheet(axes, torch.cat([before, after])[:, 0], len(before))
+    axes.set_yticks([14.5, 43.5], ["written", "deskewed"])
+    axes.tick_params(length=0)
+    return figure
+
+
+KINDS = {  # how a network was trained → marker, size, color, fill; the hollow ones leave visible what they lie upon
+    "trained alone": ("o", 7, BLUE, BLUE),
+    "distilled": ("^", 7, RED, RED),
+    "deskewed": ("s", 12, GREEN, "none"),
+    "distilled and deskewed": ("D", 12, PURPLE, "none"),
+}
+
+
+def _label(axes: Axes, points: list[tuple[str, float, float, float]]) -> None:
+    """Write each (text, x, y, deviation) at the first place around its point where it covers no point and no text."""
+    axes.figure.draw_without_rendering()  # only now is known where the points are, in pixels
+    taken = []
+    for _, x, y, deviation in points:
+        (x0, y0), (_, y1) = axes.transData.transform([(x, y - deviation), (x, y + deviation)])
+        taken.append(Bbox([(x0 - 10, y0 - 10), (x0 + 10, y1 + 10)]))
+    for text, x, y, _ in points:
+        for dy, dx in product((0, 10, -10, 20, -20, 30, -30, 40, -40), (9, -9)):
+            style = dict(textcoords="offset points", va="center", fontsize=10)
+            note = axes.annotate(text, (x, y), (dx, dy), ha="left" if dx > 0 else "right", **style)
+            box = note.get_window_extent()
+            if box.x0 > axes.bbox.x0 and box.x1 < axes.bbox.x1 and not box.count_overlaps(taken):
+                break
+            note.remove()
+        taken.append(box)
+
+
+@style
+def frontier(networks: list[dict], peers: list[dict], goal: float, limit: int) -> Figure:
+    """Test accuracy (fractions) by number of parameters: ours, mean ± standard deviation of the seeds, and `peers`.
+
+    `networks` have name, parameters, finals (of the seeds) and kind, one of `KINDS`; `peers` source, parameters and
+    accuracy, as in results/peers.json. The corner of fewer than `limit` parameters and more than the `goal` is shaded.
+    """
+    passing = min(network["parameters"] for network in networks if min(network["finals"]) > goal)
+    title = f"{passing:,} parameters are enough for every seed to end above {goal:.1%}"
+    figure, (axes,) = subplots(1, 1, 7, title)
+    corner = dict(color=GREEN, alpha=0.12, linewidth=0, label=f"the goal: over {goal:.1%}, under {limit:,}")
+    axes.fill_between([100, limit], 100 * goal, 100, **corner)
+    points = []
+    for kind, (marker, size, color, fill) in KINDS.items():
+        chosen = [network for network in networks if network["kind"] == kind]
+        counts = [network["parameters"] for network in chosen]
+        means = [100 * np.mean(network["finals"]) for network in chosen]
+        deviations = [100 * np.std(network["finals"], ddof=1) for network in chosen]
+        look = dict(fmt=marker, color=color, markersize=size, markerfacecolor=fill, capsize=4, label=kind)
+        axes.errorbar(counts, means, deviations, **look)
+        points += zip((network["name"] for network in chosen), counts, means, deviations)
+    published = [(peer["source"], peer["parameters"], 100 * peer["accuracy"], 0) for peer in peers]
+    _, counts, accuracies, _ = zip(*published)
+    axes.plot(counts, accuracies, "X", color=GRAY, markersize=8, label="published by others, mostly one run")
+    lowest = min(mean for _, _, mean, _ in points + published)
+    axes.set(xscale="log", xlim=(450, 1.9 * limit), ylim=(lowest - 0.15, 99.75))
+    axes.set(xlabel="parameters (logarithmic scale)", ylabel="test accuracy after the last epoch (%)")
+    ticks = [500, 1_000, 2_000, 5_000, 10_000, 20_000]
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.minorticks_off()
+    axes.legend(loc="lower right", title="ours: mean ± standard deviation of the seeds")
+    _label(axes, points + published)
+    return figure
+
+
+@style
+def calibration(labels: Tensor, log_probabilities: Tensor) -> Figure:
+    """Reliability diagram: accuracy in each of ten bins of confidence with its 95% Wilson interval, and their counts.
+
+    Source: C. Guo et al., On Calibration of Modern Neural Networks, ICML 2017, https://arxiv.org/abs/1706.04599
+    """
+    confidence, guesses = log_probabilities.exp().max(1)
+    correct = guesses == labels
+    bins = (confidence * 10).long().clamp(max=9)
+    title = f"Calibration: mean confidence {confidence.mean():.2%}, accuracy {correct.float().mean():.2%}"
+    figure, (above, below) = subplots(2, 1, 6.5, title, sharex=True, height_ratios=[2, 1])
+    above.plot([0, 100], [0, 100], color=GRAY, linestyle="--", label="perfectly calibrated")
+    for number in sorted(set(bins.tolist())):
+        chosen = bins == number
+        n, k = int(chosen.sum()), int(correct[chosen].sum())
+        x, y, wilson = (
+            100 * confidence[chosen].mean().item(),
+            100 * k / n,
+            stats.binomtest(k, n).proportion_ci(method="wilson"),
+        )
+        above.errorbar(x, y, [[y - 100 * wilson.low], [100 * wilson.high - y]], fmt="o", color=BLUE, capsize=4)
+    above.errorbar([], [], [], fmt="o", color=BLUE, capsize=4, label="one bin of test images, with its 95% interval")
+    above.set(ylim=(0, 103), ylabel="accuracy (%)")
+    above.legend(loc="upper left")
+    counts = torch.bincount(bins.cpu(), minlength=10).tolist()
+    bars = below.bar(range(5, 100, 10), counts, width=9.5, color=BLUE)
+    below.bar_label(bars, [f"{count:,}" if count else "" for count in counts])
+    below.set(xlim=(0, 102), yscale="log", ylim=(1, 8 * max(counts)), yticks=[], xlabel="confidence (%)")
+    below.set_ylabel("test images\n(logarithmic)")
+    below.minorticks_off()
+    return figure
+
+
+@style
+def robustness(
+    accuracies: dict[str, dict[float, float]], trained: dict[str, tuple[float, float]], images: int
+) -> Figure:
+    """Accuracy (fractions) on the first `images` of the test set against each corruption's strength.
+
+    The range of strengths that training saw is shaded.
+    """
+    title = f"Accuracy on the first {images:,} test images, corrupted"
+    figure, axes = subplots(1, len(accuracies), 4, title, sharey=True)
+    for panel, (name, results) in zip(axes, accuracies.items()):
+        panel.axvspan(*trained[name], color=GREEN, alpha=0.2, linewidth=3, label="seen in training")
+        values = [100 * accuracy for accuracy in results.values()]
+        panel.plot(list(results), values, color=BLUE, marker="o", label="test accuracy")
+        panel.set(xlabel=name, ylim=(0, 103))
+    axes[0].set_ylabel("accuracy (%)")
+    _legend(figure, axes[0])
+    return figure

@@ -1,0 +1,104 @@
+"""The lab's pictures: the values drawn are those given, and labels cover nothing."""
+
+import numpy as np
+import pytest
+import torch
+
+import storage
+from experiments import ROOT, plots
+
+
+def points(axes, label):
+    """The coordinates of all lines of that label."""
+    return np.concatenate([line.get_xydata() for line in axes.lines if line.get_label().startswith(label)])
+
+
+def bars(axes):
+    """(x, y, low, high) of each horizontal or vertical error bar."""
+    found = []
+    for data, _, collections in (bar.lines for bar in axes.containers):
+        for place, ends in zip(data.get_xydata(), collections[0].get_segments()):
+            found.append((*place, *ends[:, int(ends[0, 0] == ends[1, 0])]))
+    return found
+
+
+def test_recipes_show_every_seed_in_its_row():
+    (axes,) = plots.recipes({"a": [0.995, 0.996], "b": [0.993, 0.997]}, goal=0.994, reference=0.9957).axes
+    np.testing.assert_allclose(points(axes, "one seed")[:, 0], [99.5, 99.6, 99.3, 99.7])
+    np.testing.assert_allclose(points(axes, "one seed")[:, 1].round(), [0, 0, 1, 1])
+    np.testing.assert_allclose(points(axes, "goal")[:, 0], 99.4)
+
+
+@pytest.mark.parametrize("worst", [0.986, 0.993])
+def test_ingredients_show_seeds_and_intervals_the_best_change_first(worst):
+    finals = {"none": [0.995, 0.996], "bad": [worst, worst - 0.001], "good": [0.994, 0.995]}
+    intervals = dict(bad=(worst - 0.996, worst - 0.997, worst - 0.995), good=(-0.001, -0.003, 0.001))
+    figure = plots.ingredients(finals, 0.994, intervals)
+    panels = figure.axes
+    assert len(panels) == (4 if worst < 0.99 else 2)
+    seeds = np.concatenate([points(axes, "one seed") for axes in panels[: len(panels) // 2] if axes.containers])
+    assert sorted(seeds[:, 0]) == pytest.approx(sorted(100 * value for values in finals.values() for value in values))
+    shown = sorted((bar for axes in panels[len(panels) // 2 :] for bar in bars(axes)), key=lambda bar: bar[1])
+    expected = [10_000 * np.array(intervals[name]) for name in ("good", "bad")]
+    np.testing.assert_allclose(shown, [(d, row, low, high) for row, (d, low, high) in enumerate(expected, 1)])
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == ["none", "good", "bad"]
+    assert figure.get_suptitle().startswith("1 of 2 ")
+
+
+def test_comparison_draws_both_runs_in_every_panel():
+    one = dict(learning_rate=[0.2, 0.1], test_loss=[0.5, 0.1], test_accuracy=[0.9, 0.99])
+    two = {name: [value / 2 for value in values] for name, values in one.items()}
+    for axes, (key, values) in zip(plots.comparison(dict(one=one, two=two), goal=0.9).axes, one.items()):
+        scale = 100 if key == "test_accuracy" else 1
+        np.testing.assert_allclose(points(axes, "one")[:, 1], scale * np.array(values))
+        np.testing.assert_allclose(points(axes, "two")[:, 1], scale * np.array(values) / 2)
+
+
+def test_deskewing_shows_each_image_above_its_deskewed_self():
+    before, after = torch.rand(2, 5, 1, 28, 28)
+    sheet = np.asarray(plots.deskewing(before, after).axes[0].images[0].get_array())
+    np.testing.assert_array_equal(sheet[1:29, 59:87], before[2, 0])
+    np.testing.assert_array_equal(sheet[30:58, 59:87], after[2, 0])
+
+
+def test_frontier_shows_means_deviations_and_peers_and_no_label_covers_another_or_a_point():
+    crowd = [(9_768, 0.9950), (9_768, 0.9957), (9_710, 0.9958), (9_768, 0.9965), (9_710, 0.9965), (970, 0.9912)]
+    kinds = ["trained alone"] * 3 + ["distilled and deskewed", "distilled", "deskewed"]
+    networks = [
+        dict(name=f"name {kind}", parameters=count, finals=[mean - 0.0003, mean + 0.0003], kind=kind)
+        for (count, mean), kind in zip(crowd, kinds)
+    ]
+    peers = storage.load_record(ROOT / "results/peers.json")["peers"]
+    figure = plots.frontier(networks, peers, goal=0.994, limit=20_000)
+    (axes,) = figure.axes
+    deviation = 0.03 * 2**0.5
+    expected = [(count, 100 * mean, 100 * mean - deviation, 100 * mean + deviation) for count, mean in crowd]
+    np.testing.assert_allclose(sorted(bars(axes)), sorted(expected))
+    published = [(peer["parameters"], 100 * peer["accuracy"]) for peer in peers]
+    np.testing.assert_allclose(points(axes, "published"), published)
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == len(networks) + len(peers)
+    assert all(box.count_overlaps(boxes) == 1 for box in boxes)  # itself
+    places = axes.transData.transform([*((count, 100 * mean) for count, mean in crowd), *published])
+    assert not any(box.contains(*place) for box in boxes for place in places)
+
+
+def test_calibration_shows_accuracy_by_confidence_with_wilsons_interval():
+    confidence = torch.tensor([0.6, 0.91, 0.93, 0.95, 0.97])
+    probabilities = torch.stack([confidence, 1 - confidence], 1)
+    above, below = plots.calibration(torch.tensor([1, 0, 0, 0, 1]), probabilities.log()).axes
+    shown = [bar for bar in bars(above) if not np.isnan(bar[0])]
+    # Wilson's formula for 0 of 1 and 3 of 4
+    np.testing.assert_allclose(shown, [(60, 0, 0, 79.345), (94, 75, 30.064, 95.441)], atol=0.01)
+    assert [bar.get_height() for bar in below.patches] == [0] * 6 + [1, 0, 0, 4]
+
+
+def test_robustness_shows_each_corruption_with_what_training_saw():
+    accuracies = {"rotation (degrees)": {0: 0.99, 30: 0.8}, "shift (pixels)": {0: 0.99, 4: 0.5}}
+    figure = plots.robustness(accuracies, {"rotation (degrees)": (-15, 15), "shift (pixels)": (0, 0)}, images=500)
+    rotation, shift = figure.axes
+    np.testing.assert_allclose(points(rotation, "test accuracy"), [(0, 99), (30, 80)])
+    np.testing.assert_allclose(points(shift, "test accuracy"), [(0, 99), (4, 50)])
+    assert rotation.get_ylim() == shift.get_ylim() and "500" in figure.get_suptitle()
+    span = rotation.patches[0]
+    assert (span.get_x(), span.get_x() + span.get_width()) == (-15, 15)
