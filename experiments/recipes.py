@@ -41,8 +41,10 @@ def one_cycle(optimizer: optim.Optimizer, epochs: int, batches: int, pct_start: 
     Source: L. Smith, N. Topin, Super-Convergence, 2018, https://arxiv.org/abs/1708.07120
     """
     shape = dict(anneal_strategy="linear", cycle_momentum=False, div_factor=100, final_div_factor=1e4)
-    peak = optimizer.defaults["lr"]
-    return optim.lr_scheduler.OneCycleLR(optimizer, peak, epochs * batches, pct_start=pct_start, **shape)
+    peak, steps = optimizer.defaults["lr"], epochs * batches
+    if pct_start * steps < 2:
+        raise ValueError(f"one cycle cannot rise within {pct_start} of {steps} steps; train on more images or epochs")
+    return optim.lr_scheduler.OneCycleLR(optimizer, peak, steps, pct_start=pct_start, **shape)
 
 
 def random_affine(images: Tensor, max_degrees: float, max_shift: float, max_scale: float, max_shear: float) -> Tensor:
@@ -184,7 +186,7 @@ class Recipe:
     def build(self, train: tuple[Tensor, Tensor], teachers: Path = TEACHERS) -> dict:
         """What `utils.fit` takes beside test data and checkpoint, new, to be called after `torch.manual_seed`.
 
-        `train` are (images, labels), on the device on which to train; `teachers` is the folder of the teachers' weights.
+        `train` are (images, labels), on the device on which to train; `teachers` is their folder of weights.
         """
         images, labels = train
         network = on_device(self.make_network(), images.device)

@@ -31,6 +31,7 @@ import utils
 from experiments import ROOT
 from experiments.recipes import RECIPES, Recipe, teacher_path
 
+RESULTS = ROOT / "results"
 COMMIT = storage.environment("cpu")["commit"]  # that of the code which this process has imported
 FIELDS = {field.name: get_args(field.type) or (field.type,) for field in fields(Recipe) if field.name != "title"}
 
@@ -57,7 +58,7 @@ class Study(NamedTuple):
     @property
     def root(self) -> Path:
         """Where all that is kept is written; what comes from a quick try never where results are."""
-        return self.output or (ROOT / "runs" / "tries" if self.images else ROOT / "results")
+        return self.output or (ROOT / "runs" / "tries" if self.images else RESULTS)
 
     @property
     def folder(self) -> Path:
@@ -91,17 +92,12 @@ class Study(NamedTuple):
             tested_on=tested_on + (f", {self.images} of them" if self.images else ""),
         )
 
-    def load(self, seed: int) -> dict:
-        """The record of `seed`; `ValueError` if it is none that counts."""
-        return checked(self.folder / f"{seed}.json", self.expected(seed), any_commit=bool(self.images or self.output))
-
     def is_missing(self, seed: int) -> bool:
-        """Whether the record of `seed` is missing, or the weights that others learn from."""
-        weights = self.weights(seed)
-        if not (self.folder / f"{seed}.json").exists():
-            return True
-        self.load(seed)
-        return weights is not None and not weights.exists()
+        """Whether the record of `seed` is missing, or the weights that others learn from; `ValueError` if it is bad."""
+        path, weights = self.folder / f"{seed}.json", self.weights(seed)
+        if path.exists():
+            checked(path, self.expected(seed), any_commit=self.root != RESULTS)
+        return not path.exists() or (weights is not None and not weights.exists())
 
 
 def checked(path: Path, expected: dict | None = None, any_commit: bool = False) -> dict:
@@ -188,8 +184,7 @@ def parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.set and not (arguments.validate or arguments.images):
         parser.error("--set is for trials, which are not judged on the test set: add --validate")
-    results = (ROOT / "results").resolve()
-    if arguments.output and arguments.output.resolve().is_relative_to(results):
+    if arguments.output and arguments.output.resolve().is_relative_to(RESULTS):
         parser.error("--output is for records that are not kept; leave it out to write into results/")
     return arguments
 
@@ -201,7 +196,7 @@ def run(study: Study, wanted: list[int], jobs: int, address: str | None) -> None
         raise ValueError(f"{study.label} has not the parameters that {study.name} states: change the recipe {base}")
     missing = [seed for seed in wanted if study.is_missing(seed)]
     print(f"{study.label}: {len(wanted) - len(missing)} of {len(wanted)} seeds are in {study.folder}", flush=True)
-    if missing and study.root == ROOT / "results" and not re.fullmatch("[0-9a-f]+", COMMIT):
+    if missing and study.root == RESULTS and not re.fullmatch("[0-9a-f]+", COMMIT):
         raise ValueError(f"a record names the commit that made it, and this is {COMMIT}: commit first, or use --images")
     cluster = dict(backend="dask", scheduler_host=address) if address else dict(backend="loky")
     command = shlex.join(["python", "-m", "experiments.study", *sys.argv[1:]])
