@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import Classifier, Net, check_input
+from model import Net
 from utils import normalize
 
 
@@ -48,7 +48,7 @@ def head(in_channels: int, classes: int) -> nn.Sequential:
     )
 
 
-class SmallNet(Classifier):
+class SmallNet(nn.Sequential):
     """Classifier of 28×28 grey images into ten digits with most parameters behind its pooling: 9,710 by default.
 
     Takes normalised float images [B, 1, 28, 28], returns log-probabilities [B, 10]. `before` and `after` are the
@@ -81,7 +81,6 @@ class LargeNet(SmallNet):
 
     def forward(self, images: Tensor) -> Tensor:
         """Log-probabilities [B, 10] of float `images` [B, 1, 28, 28]; `ValueError` for any other shape or type."""
-        check_input(self, images)
         *blocks, last = self
         with torch.autocast(images.device.type, torch.bfloat16):
             for block in blocks:
@@ -89,7 +88,7 @@ class LargeNet(SmallNet):
         return last(images.float())
 
 
-class TinyNet(Classifier):
+class TinyNet(nn.Sequential):
     """Classifier of 28×28 grey images into ten digits that shares one convolution's weights among its layers: 970.
 
     Takes normalised float images [B, 1, 28, 28], returns log-probabilities [B, 10]. A 3×3 convolution finds `channels`
@@ -131,7 +130,7 @@ def conv_pool(in_channels: int, out_channels: int, kernel_size: int, pool: int) 
     )
 
 
-class FastNet(Classifier):
+class FastNet(nn.Sequential):
     """Classifier of 28×28 grey images into ten digits that pools at once, so that little is computed: 19,450.
 
     Takes normalised float images [B, 1, 28, 28], returns log-probabilities [B, 10]; `widths` are the channels of its
@@ -173,7 +172,6 @@ class Deskew(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """The deskewed images; `ValueError` for any other shape or type."""
-        check_input(self, images)
         # The middles of 28 rows or columns, from -1 to 1.
         place = (torch.arange(28, dtype=images.dtype, device=images.device) - 13.5) / 14
         lightest = images.amin((1, 2, 3), keepdim=True)
@@ -189,9 +187,9 @@ class Deskew(nn.Module):
         return F.grid_sample(excess, grid, align_corners=False) + lightest
 
 
-def deskewed_net(dropout: float = 0.0) -> Classifier:
+def deskewed_net(dropout: float = 0.0) -> nn.Sequential:
     """`Net` behind `Deskew`."""
-    return Classifier(OrderedDict(deskew=Deskew(), **dict(Net(dropout).named_children())))
+    return nn.Sequential(OrderedDict(deskew=Deskew(), **dict(Net(dropout).named_children())))
 
 
 def deskewed_tiny_net(channels: int = 16, repeats: Sequence[int] = (4, 3), zoom: float = 1.0) -> nn.Sequential:

@@ -106,7 +106,7 @@ def random_affine(images: Tensor, max_degrees: float, max_shift: float, max_scal
     across, down = 1 / (1 + max_scale * draws[2]), 1 / (1 + max_scale * draws[3])
     columns = [across * cos, down * (shear * cos - sin), max_shift * draws[4]]
     columns += [across * sin, down * (shear * sin + cos), max_shift * draws[5]]
-    return utils.warp(images, torch.stack(columns, dim=1).view(-1, 2, 3))
+    return utils.affine(images, torch.stack(columns, dim=1).view(-1, 2, 3))
 
 
 def cross_entropy(augment: Augmentation, load_teacher: Callable[[str, int], nn.Module]):
@@ -147,7 +147,7 @@ class Recipe:
     loss: partial = partial(cross_entropy)  # (augmentation, function that loads a teacher) → augmentation, loss
     teaches: bool = False  # others learn from its networks, so they are kept
 
-    def build(self, images: int, device: torch.device | str = "cpu", folder: Path = TEACHERS) -> utils.Run:
+    def build(self, images: int, device: torch.device | str = "cpu", folder: Path = TEACHERS) -> tuple:
         """A new run on so many `images`, to be called after `torch.manual_seed`; `folder` holds the teachers."""
 
         def load_teacher(recipe: str, seed: int) -> nn.Module:
@@ -156,15 +156,15 @@ class Recipe:
                 raise ValueError(
                     f"the teacher {path} is missing: run {recipe}, seed {seed}, with the same options first"
                 )
-            return utils.to_device(storage.load_weights(RECIPES[recipe].network(), path), device)
+            return storage.load_weights(RECIPES[recipe].network().to(device), path)
 
-        network = utils.to_device(self.network(), device)
+        network = self.network().to(device)
         optimizer = self.optimizer(network)
         steps_per_epoch = math.ceil(images / self.batch_size)
         scheduler = self.scheduler(optimizer, steps_per_epoch, self.epochs)
         augment = self.augment(lambda: scheduler.last_epoch / (self.epochs * steps_per_epoch))
         augment, loss_fn = self.loss(augment, load_teacher)
-        return utils.Run(network, optimizer, scheduler, augment, loss_fn, self.epochs, self.batch_size)
+        return network, optimizer, scheduler, augment, loss_fn
 
     def settings(self) -> dict:
         """What decides a run, but for seed and data, as JSON knows it: names of functions and all their arguments."""

@@ -130,27 +130,26 @@ def train(study: Study, seed: int, parent: int | None) -> dict:
     """One run; returns its record. A worker process of this machine ends with its `parent`."""
     if parent not in (None, os.getpid()):
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    os.environ["TQDM_DISABLE"] = "1"  # the bars of several runs side by side would overwrite each other
     torch.set_num_threads(1)
+    about = storage.environment("cpu")
     train_set, test_set = study.data()
     torch.manual_seed(seed)
-    run = study.recipe.build(len(train_set[0]), folder=study.teachers)
+    recipe = study.recipe
+    network, optimizer, scheduler, augment, loss_fn = recipe.build(len(train_set[0]), folder=study.teachers)
     label = f"{study.label}, seed {seed}"
-    scratch = (study.output or ROOT / "runs") / "study" / study.folder.name
+    loader = utils.Loader(*train_set, recipe.batch_size, augment)
+    scratch = (study.output or ROOT / "runs") / "study"
+    settings = recipe.settings() | dict(seed=seed, validate=study.validate)
+    checkpoint = storage.checkpoint_path(scratch, study.name, settings, network, len(train_set[0]))
     start = time.perf_counter()
     with contextlib.redirect_stdout(_Prefixed(label)):
-        try:
-            history = utils.fit(run, train_set, test_set, scratch / f"{len(train_set[0])}-{seed}.pt")
-        except FloatingPointError as error:
-            raise FloatingPointError(f"{label}: {error}; nothing is recorded") from error
-    if study.teaches:
-        storage.save_weights(run.model, teacher_path(study.teachers, study.name, len(train_set[0]), seed))
+        history = utils.fit(network, optimizer, scheduler, loader, test_set, recipe.epochs, checkpoint, loss_fn)
     return study.describe(seed) | dict(
-        parameters=sum(parameter.numel() for parameter in run.model.parameters()),
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
         history=history,
         seconds=sum(history["seconds"]),
         wall_seconds=time.perf_counter() - start,
-        **storage.environment("cpu"),
+        **about,
     )
 
 
@@ -230,25 +229,11 @@ def connect(backend: str, address: str | None):
     return contextlib.nullcontext()
 
 
-def check(study: Study) -> None:
-    """Raise before any training what would stop it: settings that do not go together, a folder that is not writable."""
-    count = study.describe(0)["trained_on"]
-    try:
-        images, labels = torch.zeros(count, 28, 28, dtype=torch.uint8), torch.zeros(count, dtype=torch.int64)
-        study.recipe.build(count, folder=study.teachers).describe((images, labels), (images[:1], labels[:1]))
-    except Exception as error:  # torch's own, of many kinds, for values out of range
-        raise ValueError(f"{study.label} cannot be trained: {str(error).splitlines()[0]}") from error
-    probe = study.folder / ".writable"
-    storage.save_bytes(probe, b"")
-    probe.unlink()
-
-
 def main() -> None:
     arguments = parse()
     study = Study(arguments.recipe, dict(sorted(arguments.set)), arguments.images, arguments.validate, arguments.output)
     command = shlex.join(["python", "-m", "experiments.study", *sys.argv[1:]])
     try:
-        check(study)
         missing = [seed for seed in arguments.seeds if study.is_missing(seed)]
         done = len(arguments.seeds) - len(missing)
         print(f"{study.label}: {done} of {len(arguments.seeds)} seeds are recorded in {study.folder}", flush=True)
