@@ -1,4 +1,4 @@
-"""Run the notebooks in full, store them with their outputs, and put their records, weights and pictures into results/.
+"""Run the notebooks in full, store them with their outputs, and put record, weights, pictures, tables in their places.
 
     python -m experiments.notebooks
     python -m experiments.notebooks beyond
@@ -20,7 +20,7 @@ import nbformat
 import papermill
 
 import storage
-from experiments import ROOT
+from experiments import ROOT, report
 
 PICTURES = "curves", "seeds", "ingredients", "frontier"  # tags of the cells whose pictures the READMEs show
 NOTEBOOKS = "A6", "beyond"
@@ -76,6 +76,7 @@ def main() -> None:
             command = shlex.join(["python", "-m", "experiments.notebooks", *sys.argv[1:]])
             storage.save_record(ROOT / "results" / "notebook.json", record | dict(command=command))
             storage.save_bytes(ROOT / "results" / "weights.pt", (clone / "runs" / "weights.pt").read_bytes())
+    report.write()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write the tables of README.md and results/README.md from the records in results/.
+"""Write the tables of README.md, results/README.md and A6.ipynb's first cell from the records in results/.
 
     python -m experiments.report
 
@@ -10,6 +10,7 @@ import re
 import statistics
 from collections.abc import Callable, Iterable
 
+import nbformat
 from scipy import stats
 
 import storage
@@ -220,12 +221,19 @@ def updated(text: str, tables: Iterable[Callable[[], str]]) -> str:
     return text
 
 
+def write() -> None:
+    """Write the tables of all pages, and the goals' table in the first cell of A6.ipynb."""
+    for page, tables in PAGES.items():
+        storage.save_text(ROOT / page, updated((ROOT / page).read_text(encoding="utf-8"), tables))
+    notebook = nbformat.read(ROOT / "A6.ipynb", as_version=4)
+    notebook.cells[0].source = updated(notebook.cells[0].source, (result,))
+    storage.save_text(ROOT / "A6.ipynb", nbformat.writes(notebook) + "\n")
+
+
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     try:
-        for page, tables in PAGES.items():
-            text = (ROOT / page).read_text(encoding="utf-8")
-            storage.save_text(ROOT / page, updated(text, tables))
+        write()
     except (OSError, ValueError) as error:
         raise SystemExit(f"report: {error}") from None
 

@@ -2,6 +2,7 @@
 
 import re
 
+import nbformat
 import pytest
 
 from conftest import ROOT
@@ -12,6 +13,11 @@ from experiments import report
 def test_tables_are_those_of_the_records(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     assert report.updated(text, report.PAGES[page]) == text, "run `python -m experiments.report`"
+
+
+def test_the_notebook_opens_with_the_goals_table_of_the_records():
+    opening = nbformat.read(ROOT / "A6.ipynb", as_version=4).cells[0].source
+    assert report.updated(opening, (report.result,)) == opening, "run `python -m experiments.report`"
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "results/README.md"])
