@@ -259,12 +259,15 @@ ABLATIONS = {  # the reference recipe with one ingredient changed
     ),
 }
 
-AMOUNTS = dict(
-    max_degrees=10.0,  # rotation, either way
-    max_shift=1.0,  # pixels along both axes
-    max_scale=0.05,  # change of size along both axes
-    max_shear=0.05,
-)
+# Maxima of the random changes: rotation in degrees, shift in pixels, change of size and shear as fractions.
+AMOUNTS = dict(max_degrees=10.0, max_shift=1.0, max_scale=0.05, max_shear=0.05)
+STRONG = dict(max_degrees=15.0, max_shift=1.5, max_scale=0.1, max_shear=0.1)  # for networks with room for more variety
+
+
+def _amounts(share: float) -> dict[str, float]:
+    """A share of the augmentation: the smaller a network, the less of it can it learn besides the digits."""
+    return {name: share * amount for name, amount in AMOUNTS.items()}
+
 
 ONE_CYCLE = Recipe(
     title="Net, one cycle",
@@ -284,30 +287,19 @@ ONE_CYCLE = Recipe(
     fade_to=1.0,
 )
 
-
-def _amounts(share: float) -> dict[str, float]:
-    """A share of the augmentation: the smaller a network, the less of it can it learn besides the digits."""
-    return {name: share * amount for name, amount in AMOUNTS.items()}
-
-
-STRONG = dict(max_degrees=15.0, max_shift=1.5, max_scale=0.1, max_shear=0.1)  # for networks with room for more variety
 TAUGHT = dict(teacher="large", teachers=1, temperature=2.0, weight=0.9)
-SMALL = replace(
-    ONE_CYCLE, title="SmallNet, one cycle", network="SmallNet", dropout=None, before=[8, 8], after=[16, 24, 19]
-)
-NET_TAUGHT = replace(
-    ONE_CYCLE, title="Net, with a large teacher, fading augmentation", **TAUGHT, **STRONG, fade_from=0.6, fade_to=0.33
-)
-SMALL_TAUGHT = replace(
-    SMALL,
-    title="SmallNet, with a large teacher, fading augmentation",
-    **TAUGHT,
-    **STRONG,
-    fade_from=0.6,
-    fade_to=0.33,
-)
-TINY = replace(ONE_CYCLE, title="TinyNet", network="TinyNet", dropout=None, channels=16, repeats=[4, 3])
+FADING = dict(**STRONG, fade_from=0.6, fade_to=0.33)
+SMALL_NET = dict(network="SmallNet", dropout=None, before=[8, 8], after=[16, 24, 19])
+LARGE_NET = dict(network="LargeNet", dropout=None, before=[32, 32], after=[96, 96, 128])
+TINY_NET = dict(network="TinyNet", dropout=None, channels=16, repeats=[4, 3])
+SHORT = dict(epochs=5, batch_size=256, learning_rate=0.8, weight_decay=3e-4)
+FAST_NET = dict(network="FastNet", dropout=None, widths=[16, 16, 32, 40])
+
+SMALL = replace(ONE_CYCLE, title="SmallNet, one cycle", **SMALL_NET)
+TINY = replace(ONE_CYCLE, title="TinyNet", **TINY_NET)
 TRANSFORMED = replace(TINY, title="TinyNet, spatial transformer", deskew=1.2, learned_ink=True, **_amounts(0.25))
+NET_TAUGHT = replace(ONE_CYCLE, title="Net, with a large teacher, fading augmentation", **TAUGHT, **FADING)
+SMALL_TAUGHT = replace(SMALL, title="SmallNet, with a large teacher, fading augmentation", **TAUGHT, **FADING)
 TRANSFORMED_TAUGHT = replace(TRANSFORMED, title=f"{TRANSFORMED.title}, with a large teacher", **TAUGHT)
 
 RECIPES: dict[str, Recipe] = {
@@ -323,32 +315,12 @@ RECIPES: dict[str, Recipe] = {
     "small": SMALL,
     "tiny": TINY,
     # other networks, by their number of parameters; the largest ones only teach the others
-    "large": replace(
-        SMALL,
-        title="LargeNet, a teacher",
-        network="LargeNet",
-        before=[32, 32],
-        after=[96, 96, 128],
-        learning_rate=0.2,
-        **STRONG,
-    ),
+    "large": replace(ONE_CYCLE, title="LargeNet, a teacher", learning_rate=0.2, **LARGE_NET, **STRONG),
     "small-37986": replace(
-        SMALL, title="SmallNet, the teacher", before=[16, 16], after=[32, 48, 38], learning_rate=0.2
+        SMALL, title="SmallNet, the teacher", learning_rate=0.2, before=[16, 16], after=[32, 48, 38]
     ),
     "small-19778": replace(SMALL_TAUGHT, before=[12, 12], after=[24, 32, 29]),
-    "fast": replace(
-        ONE_CYCLE,
-        title="FastNet, fading augmentation",
-        network="FastNet",
-        dropout=None,
-        widths=[16, 16, 32, 40],
-        epochs=5,
-        batch_size=256,
-        learning_rate=0.8,
-        weight_decay=3e-4,
-        fade_from=0.5,
-        fade_to=0.3,
-    ),
+    "fast": replace(ONE_CYCLE, title="FastNet, fading augmentation", **FAST_NET, **SHORT, fade_from=0.5, fade_to=0.3),
     "small-9710": SMALL,
     "small-9710-short": replace(SMALL, title="SmallNet, 6 epochs", epochs=6),
     "small-9710-taught": SMALL_TAUGHT,

@@ -1,4 +1,4 @@
-"""The lab's networks, deskewing and distillation, computed by hand with torch's functions."""
+"""The lab's networks and deskewing, computed by hand with torch's functions."""
 
 import numpy as np
 import pytest
@@ -7,25 +7,28 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision import transforms
 
+import storage
 import utils
-from experiments.networks import Deskew, Distillation, FastNet, LargeNet, SmallNet, TinyNet
-from experiments.recipes import RECIPES
+from experiments.networks import Deskew, FastNet, LargeNet, SmallNet, TinyNet
+from experiments.recipes import RECIPES, TEACHERS
 from model import Net, receptive_field
 
 
-@pytest.mark.parametrize(
-    "network", [SmallNet(), TinyNet(), FastNet(), LargeNet(), Deskew()], ids=lambda n: type(n).__name__
-)
-def test_wrong_input_is_named(network):
-    for images in (torch.zeros(2, 28, 28), torch.zeros(2, 1, 32, 32), torch.zeros(2, 1, 28, 28, dtype=torch.uint8)):
-        with pytest.raises(ValueError, match=rf"^{type(network).__name__} takes float images \[B, 1, 28, 28\]"):
-            network(images)
+def parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith(("small-", "tiny-"))])
 def test_small_recipes_are_named_after_their_parameters(name):
-    network = RECIPES[name].network()
-    assert sum(parameter.numel() for parameter in network.parameters()) == int(name.split("-")[1])
+    assert parameters(RECIPES[name].make_network()) == int(name.split("-")[1])
+
+
+@pytest.mark.parametrize("path", sorted(TEACHERS.glob("*.pt")), ids=lambda path: path.stem)
+def test_the_teachers_weights_fit_and_classify(path, mnist):
+    recipe = path.stem.rsplit("-", 2)[0]
+    network = storage.load_weights(RECIPES[recipe].make_network(), path)
+    images, labels = (part[:300] for part in mnist[1])
+    assert utils.evaluate(network, images, labels)[1] > 0.98
 
 
 def test_fast_network_pools_before_batch_norm():
@@ -37,7 +40,7 @@ def test_fast_network_pools_before_batch_norm():
         x = F.relu(block[-2](F.max_pool2d(F.conv2d(x, block[0].weight), pool)))
     scores = x.mean((2, 3)) @ network.last[2].weight.T + network.last[2].bias
     torch.testing.assert_close(network(images), scores.log_softmax(1))
-    assert sum(parameter.numel() for parameter in network.parameters()) == 19_450
+    assert parameters(network) == 19_450
 
 
 def test_large_network_computes_like_a_small_one_up_to_bfloat16():
@@ -50,34 +53,23 @@ def test_large_network_computes_like_a_small_one_up_to_bfloat16():
     torch.testing.assert_close(output, small(x), atol=0.01, rtol=0.01)
 
 
-@pytest.mark.parametrize(
-    ("before", "after"), [((8, 8), (16, 24, 19)), ((4, 4), (8, 8, 8)), ((3,), (5,)), ((2, 3, 4), ())]
-)
+@pytest.mark.parametrize(("before", "after"), [((8, 8), (16, 24, 19)), ((3,), (5,)), ((2, 3, 4), ())])
 def test_small_networks_widths_are_its_arguments(before, after):
     network = SmallNet(before, after)
     widths = [1, *before, *after]
     kernels = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
     assert [(layer.in_channels, layer.out_channels) for layer in kernels] == list(zip(widths, widths[1:]))
     expected = sum(9 * i * o + 2 * o for i, o in zip(widths, widths[1:])) + 10 * widths[-1] + 10
-    assert sum(parameter.numel() for parameter in network.parameters()) == expected
-    torch.manual_seed(0)
-    probabilities = network(torch.randn(7, 1, 28, 28)).exp()
-    torch.testing.assert_close(probabilities.sum(1), torch.ones(7))
+    assert parameters(network) == expected
     names = [row["layer"] for row in receptive_field(network)]
     assert names[len(before)] == "pool" and receptive_field(network)[-1]["r_out"] == 28
-
-
-def test_small_network_without_room_is_named():
-    with pytest.raises(ValueError, match="7 convolutions before and 4 after the pooling leave no pixel"):
-        SmallNet([4] * 7, [4] * 4)
 
 
 @pytest.mark.parametrize(("channels", "repeats"), [(16, (4, 3)), (5, (1, 2)), (3, (2, 0))])
 def test_tiny_network_shares_one_convolutions_weights(channels, repeats):
     network = TinyNet(channels, repeats).eval()
     c, times = channels, sum(repeats)
-    expected = (9 * c + 2 * c) + (9 * c + c * c) + times * 2 * c + (10 * c + 10)
-    assert sum(parameter.numel() for parameter in network.parameters()) == expected
+    assert parameters(network) == (9 * c + 2 * c) + (9 * c + c * c) + times * 2 * c + (10 * c + 10)
     depthwise, pointwise, *_ = network.shared1[0]
     for index, layer in enumerate(layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)):
         nn.init.constant_(layer.weight, 1 + index / 10)
@@ -87,11 +79,9 @@ def test_tiny_network_shares_one_convolutions_weights(channels, repeats):
     norms = iter(layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d))
     x = F.max_pool2d(F.silu(next(norms)(network.conv1[0](images))), 2)
     for use in range(times):
-        if use == repeats[0]:
-            x = F.max_pool2d(x, 2)
+        x = F.max_pool2d(x, 2) if use == repeats[0] else x
         x = F.silu(next(norms)(F.conv2d(F.conv2d(x, depthwise.weight, padding=1, groups=c), pointwise.weight)))
-    if not repeats[1]:
-        x = F.max_pool2d(x, 2)
+    x = x if repeats[1] else F.max_pool2d(x, 2)
     scores = x.mean((2, 3)) @ network.last[2].weight.T + network.last[2].bias
     torch.testing.assert_close(network(images), scores.log_softmax(1))
 
@@ -106,9 +96,8 @@ def test_deskewing_makes_a_diagonal_vertical(dtype):
     torch.testing.assert_close(Deskew()(images)[0, 0], expected)
 
 
-def test_deskewed_digits_have_no_slant_and_are_centred():
-    images, _ = utils.load_mnist("data", "cpu")[1]
-    ink = Deskew()(utils.normalize(images[:100])).numpy() * 0.3081 + 0.1307
+def test_deskewed_digits_have_no_slant_and_are_centered(mnist):
+    ink = Deskew()(utils.normalize(mnist[1][0][:100])).numpy() * utils.STD + utils.MEAN
     row, column = np.mgrid[:28, :28]
     for image in ink[:, 0]:
         y, x = np.average(row, weights=image), np.average(column, weights=image)
@@ -117,30 +106,22 @@ def test_deskewed_digits_have_no_slant_and_are_centred():
         assert abs(covariance / variance) < 0.05
 
 
-def test_deskewing_enlarges_as_torchvision_does():
+def test_deskewing_enlarges_as_torchvision_does_and_leaves_an_empty_image_empty():
     images = torch.zeros(1, 1, 28, 28)
     images[0, 0, 8:20, 12:16] = 1.0
     bilinear = transforms.InterpolationMode.BILINEAR
     expected = transforms.functional.affine(images, 0, [0, 0], 1.2, [0, 0], interpolation=bilinear)
     torch.testing.assert_close(Deskew(1.2)(images), expected)
+    empty = torch.full((2, 1, 28, 28), -0.4)
+    assert torch.equal(Deskew(1.2)(empty), empty)
 
 
-def test_deskewing_leaves_an_empty_image_empty():
-    images = torch.full((2, 1, 28, 28), -0.4)
-    assert torch.equal(Deskew(1.2)(images), images)
-
-
-def test_deskewed_network_is_the_assignments_behind_deskewing_and_takes_its_layout(mnist):
+def test_deskewed_network_is_the_assignments_behind_deskewing(mnist):
     torch.manual_seed(0)
     plain, images = Net().eval(), utils.normalize(mnist[1][0][:20])
-    deskewed = utils.to_device(RECIPES["one-cycle-deskewed"].network(), "cpu").eval()
-    deskewed.load_state_dict(plain.state_dict())
-    with torch.no_grad():
-        torch.testing.assert_close(deskewed(images), plain(Deskew()(images)), rtol=1e-3, atol=1e-3)
-        seen = []
-        deskewed.conv2.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].is_mkldnn))
-        deskewed(images)
-    assert seen == [torch.backends.mkldnn.is_available()]
+    deskewed = RECIPES["one-cycle-deskewed"].make_network().eval()
+    deskewed[1].load_state_dict(plain.state_dict())
+    torch.testing.assert_close(deskewed(images), plain(Deskew()(images)))
 
 
 def test_learned_ink_is_trained_and_deskews_as_what_exceeds_the_ground_does(mnist):
@@ -168,46 +149,3 @@ def test_receptive_field_counts_a_shared_layer_each_time():
         ("shared2", 22, 6),
         ("last", 42, 1),
     ]
-
-
-def test_distillation_loss_is_hintons(small):
-    torch.manual_seed(1)
-    teachers = [Net(), Net()]
-    distillation = Distillation(teachers, lambda images: images.flip(2), temperature=2.0, weight=0.9)
-    images, labels = (part[:5] for part in small[0])
-    x = distillation.augment(images)
-    assert torch.equal(x, images.flip(2))
-    student = F.log_softmax(3 * torch.randn(5, 10), dim=1)
-    said = sum(teacher.eval()(utils.normalize(x)).exp() for teacher in teachers).div(2).log().detach()
-    softened = (torch.distributions.Categorical(logits=values / 2) for values in (said, student))
-    divergence = torch.distributions.kl_divergence(*softened).mean()
-    expected = 0.1 * F.nll_loss(student, labels) + 0.9 * 4 * divergence
-    torch.testing.assert_close(distillation.loss(student, labels), expected)
-
-
-def test_a_teacher_steers_the_student_and_stays_as_it_is(small):
-    images, labels = (part[:100] for part in small[0])
-    torch.manual_seed(2)
-    teacher, model, by_hand = Net(), Net(), Net().train()
-    by_hand.load_state_dict(model.state_dict())
-    before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    distillation = Distillation([teacher], lambda x: x, temperature=2.0, weight=0.5)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
-    torch.manual_seed(3)
-    batches = utils.batches(images, labels, 100, distillation.augment)
-    utils.train_epoch(model, optimizer, scheduler, batches, distillation.loss)
-    torch.manual_seed(3)
-    order = torch.randperm(100)
-    loss = distillation.loss(by_hand(utils.normalize(images[order])), labels[order])
-    for trained, fresh, gradient in zip(
-        model.parameters(), by_hand.parameters(), torch.autograd.grad(loss, list(by_hand.parameters()))
-    ):
-        torch.testing.assert_close(trained, fresh - 0.1 * gradient)
-    assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
-
-
-@pytest.mark.parametrize("wrong", [dict(temperature=0.0, weight=0.5), dict(temperature=2.0, weight=1.5)])
-def test_distillation_out_of_range_is_named(wrong):
-    with pytest.raises(ValueError, match="temperature must be positive and weight in"):
-        Distillation([], lambda x: x, **wrong)
