@@ -47,11 +47,11 @@ class Net(nn.Sequential):
         super().__init__(
             OrderedDict(
                 # layer         channels               output of one image
-                conv1=conv(      1,  8, dropout),  # [ 8, 26, 26]  edges and gradients
+                conv1=conv(      1,  8, dropout),  # [ 8, 26, 26]
                 conv2=conv(      8, 16, dropout),  # [16, 24, 24]
                 conv3=conv(     16, 16, dropout),  # [16, 22, 22]
                 tran1=transition(16, 8, dropout),  # [ 8, 11, 11]
-                conv4=conv(      8, 16, dropout),  # [16,  9,  9]  parts of digits
+                conv4=conv(      8, 16, dropout),  # [16,  9,  9]
                 conv5=conv(     16, 16, dropout),  # [16,  7,  7]
                 conv6=conv(     16, 16, dropout),  # [16,  5,  5]
                 tran2=head(     16, 10, size=5),   # [10]          log-probabilities

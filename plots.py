@@ -211,7 +211,7 @@ def misclassified(images: Tensor, labels: Tensor, log_probabilities: Tensor, lim
 
 @style
 def confusion_matrix(labels: Tensor, log_probabilities: Tensor) -> Figure:
-    """How often each class (rows) was taken for each other (columns), and its accuracy; colors show mistakes."""
+    """How often each class (rows) was confused with each other (columns), and its accuracy; colors show mistakes."""
     counts = torch.zeros(10, 10, dtype=torch.int64)
     counts.index_put_((labels.cpu(), log_probabilities.argmax(1).cpu()), torch.tensor(1), accumulate=True)
     mistakes = counts.clone().fill_diagonal_(0)

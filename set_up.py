@@ -1,6 +1,6 @@
 """Run by the first cell of both notebooks: makes this folder the working folder and installs what Colab lacks.
 
-What it cannot mend it raises as IPython's `UsageError`, of which a notebook shows one line before it stops.
+What it cannot fix, it raises as IPython's `UsageError`, which a notebook shows as one line.
 """
 
 import importlib.metadata

@@ -70,12 +70,12 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
     return network
 
 
-def checkpoint_path(folder: str | Path, name: str, settings: dict, network: nn.Module, images: int) -> Path:
+def checkpoint_path(folder: str | Path, name: str, settings: dict, *parts: object) -> Path:
     """`folder`/<name>-<8 hex digits>.pt, the digits a hash of what decides the run: another run is another file.
 
-    That is the `settings` (plain numbers and strings), the layers, the number of images, model.py and utils.py.
+    That is the `settings` (plain numbers and strings), the texts of `parts` such as the network, model.py and utils.py.
     """
-    identity = hashlib.sha256(json.dumps([settings, str(network), images], sort_keys=True).encode())
+    identity = hashlib.sha256(json.dumps([settings, *map(str, parts)], sort_keys=True).encode())
     for module in ("model.py", "utils.py"):
         identity.update((CODE / module).read_bytes())
     return Path(folder) / f"{name}-{identity.hexdigest()[:8]}.pt"

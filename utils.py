@@ -43,7 +43,7 @@ def load_mnist(root: str | Path, device: torch.device | str) -> tuple[tuple[Tens
     for name, md5 in MNIST.resources:
         content = bytearray(gzip.decompress(_verified(Path(root) / "MNIST" / "raw" / name, md5)))
         images = "images" in name
-        values = torch.frombuffer(content, dtype=torch.uint8, offset=16 if images else 8)  # behind the IDX header
+        values = torch.frombuffer(content, dtype=torch.uint8, offset=16 if images else 8)  # after the IDX header
         parts.append((values.view(-1, 28, 28) if images else values.long()).to(device))
     return (parts[0], parts[1]), (parts[2], parts[3])
 
@@ -123,7 +123,7 @@ def normalize(images: Tensor) -> Tensor:
 
 
 class Loader:
-    """As torch's `DataLoader`, for a data set that is on the device: batches of all images, once each, in random order.
+    """Like torch's `DataLoader`, for data that is on the device: batches of all images, once each, in random order.
 
     A batch is augmented and normalized at once: x float32 [B, 1, 28, 28] and y int64 [B], from uint8 `images`
     [N, 28, 28] and their int64 `labels` [N]. `augment` takes and returns uint8 [B, 28, 28].
@@ -217,7 +217,7 @@ class Blocked(nn.Module):
 def blocked(network: nn.Module, x: Tensor) -> nn.Module:
     """`Blocked(network)` where that works, tried with a copy on a batch x; otherwise the `network` itself.
 
-    It does not with layers that are not torch's own, with hooks, and with what oneDNN does not have.
+    It does not work with layers other than torch's own, with hooks, or with operations that oneDNN lacks.
     """
     layers = list(network.modules())
     hooks = (m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in layers)
@@ -280,12 +280,12 @@ def fit(
     """
     parts = dict(network=network, optimizer=optimizer, scheduler=scheduler)
     history = resume(checkpoint, parts)
-    trained = blocked(network, normalize(loader.images[:8]))
+    fast = blocked(network, normalize(loader.images[:8]))
     plateau = isinstance(scheduler, ReduceLROnPlateau)  # which steps once an epoch, by the training loss
     for epoch in range(len(history["train_loss"]) + 1, epochs + 1):
         start, rate = time.perf_counter(), optimizer.param_groups[0]["lr"]
         batches = tqdm(loader, f"epoch {epoch}", leave=False)
-        train_loss, train_accuracy = train_epoch(trained, batches, loss_fn, optimizer, None if plateau else scheduler)
+        train_loss, train_accuracy = train_epoch(fast, batches, loss_fn, optimizer, None if plateau else scheduler)
         test_loss, test_accuracy = evaluate(network, *test)
         if plateau:
             scheduler.step(train_loss)
