@@ -16,7 +16,7 @@ from conftest import ROOT
 from experiments import report, speed
 from experiments import study as study_module
 from experiments.recipes import ABLATIONS, RECIPES
-from experiments.study import Study, main
+from experiments.study import main
 
 RECORDED = sorted(path.name for path in (ROOT / "results/runs").iterdir())
 TRY = ["--images", "300"]
