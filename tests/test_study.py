@@ -2,11 +2,7 @@
 
 import contextlib
 import io
-import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from unittest import mock
 
@@ -253,10 +249,3 @@ def test_speed_times_whole_trainings_that_take_turns(capsys):
         assert len(run["epoch_seconds"]) == len(run["test_accuracy"]) == 1 and run["peak_memory_mb"] > 100
     turns = [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
     assert turns[-3:] == ["epoch 1, reference", "epoch 1, ours", "epoch 1, fast"]
-
-
-def test_modules_say_how_to_use_them():
-    for module in ("study", "report", "speed", "notebooks"):
-        command = [sys.executable, "-m", f"experiments.{module}", "--help"]
-        out = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, check=True).stdout
-        assert f"python -m experiments.{module}" in out and json.dumps(out)
