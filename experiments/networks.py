@@ -32,21 +32,13 @@ def fully_connected(dropout: float = 0.0) -> Net:
 
 def conv_silu(in_channels: int, out_channels: int) -> nn.Sequential:
     """3×3 convolution without padding, batch normalization, and SiLU, x · sigmoid(x), which has no flat side."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel_size=3, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.SiLU(),
-    )
+    convolution = nn.Conv2d(in_channels, out_channels, kernel_size=3, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(out_channels), nn.SiLU())
 
 
-def linear_head(in_channels: int, classes: int) -> nn.Sequential:
-    """Global average pooling, then a linear layer: one score per class, as log-probabilities."""
-    return nn.Sequential(
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(in_channels, classes),
-        nn.LogSoftmax(dim=1),
-    )
+def linear_head(channels: int) -> nn.Sequential:
+    """Global average pooling, then a linear layer: log-probabilities of the ten digits."""
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10), nn.LogSoftmax(dim=1))
 
 
 class SmallNet(nn.Sequential):
@@ -57,29 +49,19 @@ class SmallNet(nn.Sequential):
     """
 
     def __init__(self, before: Sequence[int] = (8, 8), after: Sequence[int] = (16, 24, 19)) -> None:
-        blocks, channels = OrderedDict(), 1
-        for width in before:
-            blocks[f"conv{len(blocks) + 1}"] = conv_silu(channels, width)
-            channels = width
-        blocks["pool"] = nn.MaxPool2d(kernel_size=2)
-        for width in after:
-            blocks[f"conv{len(blocks)}"] = conv_silu(channels, width)
-            channels = width
-        blocks["last"] = linear_head(channels, 10)
-        super().__init__(blocks)
+        channels = [1, *before, *after]
+        blocks = [(f"conv{i + 1}", conv_silu(*channels[i : i + 2])) for i in range(len(channels) - 1)]
+        blocks.insert(len(before), ("pool", nn.MaxPool2d(kernel_size=2)))
+        super().__init__(OrderedDict([*blocks, ("last", linear_head(channels[-1]))]))
 
 
 class LargeNet(SmallNet):
-    """A large `SmallNet`, to be a teacher: 232,746 parameters; in bfloat16 but for its last block, in half the time."""
-
-    def __init__(self, before: Sequence[int] = (32, 32), after: Sequence[int] = (96, 96, 128)) -> None:
-        super().__init__(before, after)
+    """A `SmallNet`, to be made large and a teacher: in bfloat16 but for its last block, which takes half the time."""
 
     def forward(self, images: Tensor) -> Tensor:
         *blocks, last = self
         with torch.autocast(images.device.type, torch.bfloat16):
-            for block in blocks:
-                images = block(images)
+            images = nn.Sequential(*blocks)(images)
         return last(images.float())
 
 
@@ -88,8 +70,8 @@ class TinyNet(nn.Sequential):
 
     A 3×3 convolution finds `channels` features. Then one depthwise-separable convolution, a 3×3 kernel for each channel
     and a 1×1 convolution that mixes them, is repeated `repeats[0]` times before the second max-pooling and `repeats[1]`
-    times after it: always the same weights, each time with batch normalization of its own. Counts of parameters that
-    go through the layers one by one, as torchsummary's, count these weights once per repetition.
+    times after it: the same weights, each time with batch normalization of its own. Counts of parameters layer by
+    layer, as torchsummary's, count these weights once per repetition.
     Sources: F. Chollet, Xception, CVPR 2017, https://arxiv.org/abs/1610.02357 (separable convolutions); R. Grimov,
     https://github.com/ruslangrimov/mnist-minimal-model/tree/master/1936 (weight sharing)
     """
@@ -105,23 +87,19 @@ class TinyNet(nn.Sequential):
             OrderedDict(
                 conv1=conv_silu(1, channels),
                 pool1=nn.MaxPool2d(kernel_size=2),
-                shared1=nn.Sequential(*[shared() for _ in range(repeats[0])]),
+                shared1=nn.Sequential(*(shared() for _ in range(repeats[0]))),
                 pool2=nn.MaxPool2d(kernel_size=2),
-                shared2=nn.Sequential(*[shared() for _ in range(repeats[1])]),
-                last=linear_head(channels, 10),
+                shared2=nn.Sequential(*(shared() for _ in range(repeats[1]))),
+                last=linear_head(channels),
             )
         )
 
 
 def conv_pool(in_channels: int, out_channels: int, kernel_size: int, pool: int) -> nn.Sequential:
     """Convolution without padding, max-pooling directly behind it (with `pool` 1 none), batch normalization, ReLU."""
+    convolution = nn.Conv2d(in_channels, out_channels, kernel_size, bias=False)
     pooling = [nn.MaxPool2d(pool)] if pool > 1 else []
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel_size, bias=False),
-        *pooling,
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(),
-    )
+    return nn.Sequential(convolution, *pooling, nn.BatchNorm2d(out_channels), nn.ReLU())
 
 
 class FastNet(nn.Sequential):
@@ -139,7 +117,7 @@ class FastNet(nn.Sequential):
                 conv2=conv_pool(a, b, 3, 1),  # [b, 10, 10]
                 conv3=conv_pool(b, c, 3, 2),  # [c,  4,  4]
                 conv4=conv_pool(c, d, 3, 1),  # [d,  2,  2]
-                last=linear_head(d, 10),      # [10]
+                last=linear_head(d),          # [10]
             )
         )  # fmt: skip
 
@@ -150,8 +128,8 @@ class Deskew(nn.Module):
     Takes and returns float images [B, 1, 28, 28] of any range; ink is what exceeds an image's smallest value. The slant
     is how far the ink moves aside from one row to the next, covariance(x, y) / variance(y), and is undone by shifting
     the rows, with linear interpolation. An image without ink stays as it is. All this has no parameters.
-    Where the ink is `learned`, it is what a 3×3 convolution of ten parameters, which starts at random and is trained
-    with the network behind it, makes of the image, in the spirit of spatial transformers.
+    Where the ink is `learned`, it is what a 3×3 convolution of ten parameters, trained with the network behind it,
+    makes of the image, in the spirit of spatial transformers.
     Sources: Y. LeCun et al., Gradient-Based Learning Applied to Document Recognition, Proceedings of the IEEE 1998,
     http://yann.lecun.com/exdb/publis/pdf/lecun-98.pdf ("deslanting", there for classifiers that are not convolutional);
     M. Jaderberg et al., Spatial Transformer Networks, 2015, https://arxiv.org/abs/1506.02025
@@ -176,9 +154,3 @@ class Deskew(nn.Module):
         matrix = torch.stack([step, step * slant, x, zero, step, y], dim=1).view(-1, 2, 3)
         grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
         return F.grid_sample(excess, grid, align_corners=False) + lightest
-
-
-NETWORKS = {
-    network.__name__: network
-    for network in (Net, without_batch_norm, fully_connected, SmallNet, LargeNet, TinyNet, FastNet)
-}

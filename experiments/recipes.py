@@ -5,7 +5,7 @@ An ablation is one entry of `ABLATIONS`; a network is a class in networks.py, wi
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,16 +16,12 @@ from torch import Tensor, nn, optim
 
 import storage
 import utils
-from experiments import ROOT
-from experiments.networks import NETWORKS, Deskew
-
-TEACHERS = ROOT / "results" / "teachers"
+from experiments import RESULTS, networks
 
 
 def sgd(network: nn.Module, learning_rate: float, momentum: float, nesterov: bool, weight_decay: float) -> optim.SGD:
     """Stochastic gradient descent; weight decay is for kernels, not for batch normalization and biases."""
-    kernels = [parameter for parameter in network.parameters() if parameter.ndim > 1]
-    others = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
+    kernels, others = ([p for p in network.parameters() if (p.ndim > 1) is many] for many in (True, False))
     groups = [dict(params=kernels, weight_decay=weight_decay), dict(params=others)]
     return optim.SGD(groups, lr=learning_rate, momentum=momentum, nesterov=nesterov)
 
@@ -40,11 +36,9 @@ def one_cycle(optimizer: optim.Optimizer, epochs: int, batches: int, pct_start: 
 
     Source: L. Smith, N. Topin, Super-Convergence, 2018, https://arxiv.org/abs/1708.07120
     """
-    shape = dict(anneal_strategy="linear", cycle_momentum=False, div_factor=100, final_div_factor=1e4)
-    peak, steps = optimizer.defaults["lr"], epochs * batches
-    if pct_start * steps < 2:
-        raise ValueError(f"one cycle cannot rise within {pct_start} of {steps} steps; train on more images or epochs")
-    return optim.lr_scheduler.OneCycleLR(optimizer, peak, steps, pct_start=pct_start, **shape)
+    shape = dict(pct_start=pct_start, anneal_strategy="linear", div_factor=100, final_div_factor=1e4)
+    peak = optimizer.defaults["lr"]
+    return optim.lr_scheduler.OneCycleLR(optimizer, peak, epochs * batches, cycle_momentum=False, **shape)
 
 
 def random_affine(images: Tensor, max_degrees: float, max_shift: float, max_scale: float, max_shear: float) -> Tensor:
@@ -66,51 +60,33 @@ SCHEDULERS = {"step_lr": step_lr, "one_cycle": one_cycle}
 AUGMENTATIONS = {"zoom_and_rotation": utils.augment, "random_affine": random_affine}
 
 
-def cross_entropy(log_probabilities: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
-    """Mean loss of log-probabilities [B, C] where a share `label_smoothing` of each label goes to all classes alike.
-
-    Source: torch's `cross_entropy`, which takes scores instead of log-probabilities
-    """
-    loss = F.nll_loss(log_probabilities, labels)
-    return (1 - label_smoothing) * loss - label_smoothing * log_probabilities.mean() if label_smoothing else loss
-
-
 def distillation(
-    log_probabilities: Tensor,
-    labels: Tensor,
-    teacher: Tensor,
-    temperature: float,
-    weight: float,
-    label_smoothing: float,
+    log_probabilities: Tensor, labels: Tensor, teacher: Tensor, temperature: float, weight: float, loss_fn: Callable
 ) -> Tensor:
     """Loss of a student that learns from the log-probabilities of a `teacher` as well as from the labels.
 
     `weight` times the Kullback-Leibler divergence from the teacher's to the student's probabilities, both softened by
     a `temperature`, which shows how the teacher sees the wrong classes (times its square, which keeps the gradient as
-    large as it was), plus 1 - `weight` times the labels' loss.
+    large as it was), plus 1 - `weight` times the labels' loss, which is `loss_fn`'s.
     Source: G. Hinton et al., Distilling the Knowledge in a Neural Network, 2015, https://arxiv.org/abs/1503.02531
     """
     student, soft = (F.log_softmax(values / temperature, dim=1) for values in (log_probabilities, teacher))
     divergence = F.kl_div(student, soft, reduction="batchmean", log_target=True)
-    loss = cross_entropy(log_probabilities, labels, label_smoothing)
-    return (1 - weight) * loss + weight * temperature**2 * divergence
+    return (1 - weight) * loss_fn(log_probabilities, labels) + weight * temperature**2 * divergence
 
 
-class TaughtLoader:
-    """The batches of a `loader`, each with what the `teachers` say of it: log-probabilities [B, 10].
+class TaughtLoader(utils.Loader):
+    """A loader that yields with each batch what the `teachers` say of it: log-probabilities [B, 10].
 
     Several teachers speak with one voice, the mean of their probabilities.
     """
 
-    def __init__(self, loader: utils.Loader, teachers: Sequence[nn.Module]) -> None:
-        self.loader, self.images = loader, loader.images
+    def __init__(self, *arguments: object, teachers: Sequence[nn.Module]) -> None:
+        super().__init__(*arguments)
         self.teachers = [teacher.eval() for teacher in teachers]
 
-    def __len__(self) -> int:
-        return len(self.loader)
-
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        for x, y in self.loader:
+        for x, y in super().__iter__():
             with torch.no_grad():
                 said = torch.stack([teacher(x) for teacher in self.teachers])
             yield x, y, said.logsumexp(0) - math.log(len(self.teachers))
@@ -123,8 +99,7 @@ class Recipe:
     title: str
     epochs: int
     batch_size: int
-    # the network, a name in `NETWORKS`, and what it is made with
-    network: str
+    network: str  # a name in networks.py, and what it is made with ...
     dropout: float | None = None
     before: list | None = None  # channels
     after: list | None = None  # channels
@@ -169,10 +144,9 @@ class Recipe:
 
     def make_network(self) -> nn.Sequential:
         """A network with fresh weights."""
-        deskew = [Deskew(self.deskew, bool(self.learned_ink))] if self.deskew else []
         arguments = self._given("dropout", "before", "after", "channels", "repeats", "widths")
-        network = NETWORKS[self.network](**arguments)
-        return nn.Sequential(*deskew, network) if deskew else network
+        make = partial(getattr(networks, self.network), **arguments)
+        return nn.Sequential(networks.Deskew(self.deskew, bool(self.learned_ink)), make()) if self.deskew else make()
 
     def amounts(self, done: float) -> dict:
         """The arguments of the augmentation after a share `done`, in [0, 1], of the training."""
@@ -183,7 +157,7 @@ class Recipe:
         share = 1 + faded * (self.fade_to - 1)
         return {name: share * amount for name, amount in arguments.items()}
 
-    def build(self, train: tuple[Tensor, Tensor], teachers: Path = TEACHERS) -> dict:
+    def build(self, train: tuple[Tensor, Tensor], teachers: Path = RESULTS / "teachers") -> dict:
         """What `utils.fit` takes beside test data and checkpoint, new, to be called after `torch.manual_seed`.
 
         `train` are (images, labels), on the device on which to train; `teachers` is their folder of weights.
@@ -199,18 +173,15 @@ class Recipe:
             done = scheduler.last_epoch / (self.epochs * batches)  # the scheduler counts batches
             return AUGMENTATIONS[self.augment](batch, **self.amounts(done))
 
-        loader = utils.Loader(images, labels, self.batch_size, augment)
-        loss_fn = partial(cross_entropy, label_smoothing=self.label_smoothing)
+        data = images, labels, self.batch_size, augment
+        smooth = partial(F.cross_entropy, label_smoothing=self.label_smoothing)  # of log-probabilities as of scores
+        loader, loss_fn = utils.Loader(*data), smooth if self.label_smoothing else F.nll_loss
         if self.teacher:
             paths = [teacher_path(teachers, self.teacher, len(images), seed) for seed in range(1, self.teachers + 1)]
-            networks = [storage.load_weights(RECIPES[self.teacher].make_network(), path) for path in paths]
-            loader = TaughtLoader(loader, [on_device(teacher, images.device) for teacher in networks])
-            loss_fn = partial(
-                distillation,
-                temperature=self.temperature,
-                weight=self.weight,
-                label_smoothing=self.label_smoothing,
-            )
+            fresh = RECIPES[self.teacher].make_network
+            loaded = [on_device(storage.load_weights(fresh(), path), images.device) for path in paths]
+            loader = TaughtLoader(*data, teachers=loaded)
+            loss_fn = partial(distillation, temperature=self.temperature, weight=self.weight, loss_fn=loss_fn)
         parts = dict(network=network, optimizer=optimizer, scheduler=scheduler, loader=loader)
         return parts | dict(epochs=self.epochs, loss_fn=loss_fn)
 
@@ -230,22 +201,10 @@ def teacher_path(folder: Path, recipe: str, images: int, seed: int) -> Path:
     return folder / f"{recipe}-{images}-{seed}.pt"
 
 
-REFERENCE = Recipe(  # with the numbers of A6.ipynb
-    title="reference recipe",
-    epochs=19,
-    batch_size=128,
-    network="Net",
-    dropout=0.0,
-    learning_rate=0.25,
-    momentum=0.9,
-    scheduler="step_lr",
-    step_size=10,
-    gamma=0.1,
-    augment="zoom_and_rotation",
-    zoom_probability=0.1,
-    max_degrees=15.0,
-    mode="nearest",
-)
+NET = dict(epochs=19, network="Net", dropout=0.0)
+STEPS = dict(batch_size=128, learning_rate=0.25, momentum=0.9, scheduler="step_lr", step_size=10, gamma=0.1)
+ZOOM = dict(augment="zoom_and_rotation", zoom_probability=0.1, max_degrees=15.0, mode="nearest")
+REFERENCE = Recipe(title="reference recipe", **NET, **STEPS, **ZOOM)  # with the numbers of A6.ipynb
 
 ABLATIONS = {  # the reference recipe with one ingredient changed
     "reference-dropout-0.05": replace(REFERENCE, title="dropout 0.05", dropout=0.05),
@@ -262,6 +221,7 @@ ABLATIONS = {  # the reference recipe with one ingredient changed
 # Maxima of the random changes: rotation in degrees, shift in pixels, change of size and shear as fractions.
 AMOUNTS = dict(max_degrees=10.0, max_shift=1.0, max_scale=0.05, max_shear=0.05)
 STRONG = dict(max_degrees=15.0, max_shift=1.5, max_scale=0.1, max_shear=0.1)  # for networks with room for more variety
+RANDOM = dict(augment="random_affine", **AMOUNTS, fade_from=1.0, fade_to=1.0)
 
 
 def _amounts(share: float) -> dict[str, float]:
@@ -269,48 +229,32 @@ def _amounts(share: float) -> dict[str, float]:
     return {name: share * amount for name, amount in AMOUNTS.items()}
 
 
-ONE_CYCLE = Recipe(
-    title="Net, one cycle",
-    epochs=19,
-    batch_size=64,
-    network="Net",
-    dropout=0.0,
-    learning_rate=0.4,
-    momentum=0.9,
-    nesterov=True,
-    weight_decay=1e-4,
-    scheduler="one_cycle",
-    pct_start=0.2,
-    augment="random_affine",
-    **AMOUNTS,
-    fade_from=1.0,
-    fade_to=1.0,
-)
-
+# What recipes have in common: the rate, a teacher, the network, what is done to the digits.
+CYCLE = dict(batch_size=64, learning_rate=0.4, nesterov=True, weight_decay=1e-4, scheduler="one_cycle", pct_start=0.2)
+SHORT = dict(epochs=5, batch_size=256, learning_rate=0.8, weight_decay=3e-4, fade_from=0.5, fade_to=0.3)
 TAUGHT = dict(teacher="large", teachers=1, temperature=2.0, weight=0.9)
 FADING = dict(**STRONG, fade_from=0.6, fade_to=0.33)
-SMALL_NET = dict(network="SmallNet", dropout=None, before=[8, 8], after=[16, 24, 19])
 LARGE_NET = dict(network="LargeNet", dropout=None, before=[32, 32], after=[96, 96, 128])
-TINY_NET = dict(network="TinyNet", dropout=None, channels=16, repeats=[4, 3])
-SHORT = dict(epochs=5, batch_size=256, learning_rate=0.8, weight_decay=3e-4)
 FAST_NET = dict(network="FastNet", dropout=None, widths=[16, 16, 32, 40])
+SMALL_NET = dict(network="SmallNet", dropout=None, before=[8, 8], after=[16, 24, 19])
+TINY_NET = dict(network="TinyNet", dropout=None, channels=16, repeats=[4, 3])
+DESKEWED = dict(deskew=1.0, learned_ink=False)
 
+ONE_CYCLE = Recipe(title="Net, one cycle", **NET, **CYCLE, **RANDOM)
+NET_TAUGHT = replace(ONE_CYCLE, title="Net, with a large teacher, fading augmentation", **TAUGHT, **FADING)
 SMALL = replace(ONE_CYCLE, title="SmallNet, one cycle", **SMALL_NET)
+SMALL_TAUGHT = replace(SMALL, title="SmallNet, with a large teacher, fading augmentation", **TAUGHT, **FADING)
 TINY = replace(ONE_CYCLE, title="TinyNet", **TINY_NET)
 TRANSFORMED = replace(TINY, title="TinyNet, spatial transformer", deskew=1.2, learned_ink=True, **_amounts(0.25))
-NET_TAUGHT = replace(ONE_CYCLE, title="Net, with a large teacher, fading augmentation", **TAUGHT, **FADING)
-SMALL_TAUGHT = replace(SMALL, title="SmallNet, with a large teacher, fading augmentation", **TAUGHT, **FADING)
 TRANSFORMED_TAUGHT = replace(TRANSFORMED, title=f"{TRANSFORMED.title}, with a large teacher", **TAUGHT)
 
 RECIPES: dict[str, Recipe] = {
     "reference": REFERENCE,
     **ABLATIONS,
     "one-cycle": ONE_CYCLE,
-    "one-cycle-deskewed": replace(ONE_CYCLE, title="Net, one cycle, digits deskewed", deskew=1.0, learned_ink=False),
+    "one-cycle-deskewed": replace(ONE_CYCLE, title="Net, one cycle, digits deskewed", **DESKEWED),
     "one-cycle-taught": NET_TAUGHT,
-    "one-cycle-deskewed-taught": replace(
-        NET_TAUGHT, title="Net, with a large teacher, digits deskewed", deskew=1.0, learned_ink=False
-    ),
+    "one-cycle-deskewed-taught": replace(NET_TAUGHT, title="Net, with a large teacher, digits deskewed", **DESKEWED),
     # where trials of other sizes begin
     "small": SMALL,
     "tiny": TINY,
@@ -320,7 +264,7 @@ RECIPES: dict[str, Recipe] = {
         SMALL, title="SmallNet, the teacher", learning_rate=0.2, before=[16, 16], after=[32, 48, 38]
     ),
     "small-19778": replace(SMALL_TAUGHT, before=[12, 12], after=[24, 32, 29]),
-    "fast": replace(ONE_CYCLE, title="FastNet, fading augmentation", **FAST_NET, **SHORT, fade_from=0.5, fade_to=0.3),
+    "fast": replace(ONE_CYCLE, title="FastNet, fading augmentation", **FAST_NET, **SHORT),
     "small-9710": SMALL,
     "small-9710-short": replace(SMALL, title="SmallNet, 6 epochs", epochs=6),
     "small-9710-taught": SMALL_TAUGHT,

@@ -7,18 +7,17 @@ What stands between `<!-- name -->` and `<!-- end -->` there is replaced by what
 
 import argparse
 import re
-import statistics
 from collections.abc import Callable, Iterable
+from statistics import mean, median, stdev
 
 import nbformat
 from scipy import stats
 
 import storage
-from experiments import ROOT
+from experiments import RESULTS, ROOT
 from experiments.recipes import ABLATIONS, AMOUNTS, RECIPES
 from experiments.study import Study, change, checked
 
-RESULTS = ROOT / "results"
 GOAL = 0.994  # final test accuracy
 ACCURACY = "parameters: | seeds: | final test accuracy, mean ± sd: | min: | max:"
 
@@ -33,7 +32,7 @@ def records(label: str, validate: bool = False) -> list[dict]:
     if name not in RECIPES:
         raise ValueError(f"{folder} belongs to no recipe of experiments/recipes.py; move it away")
     study = Study(name, dict(map(change, changes)), validate)
-    found = [checked(path, study.expected(int(path.stem))) for path in folder.glob("[0-9]*.json")]
+    found = [checked(path, **study.expected(int(path.stem))) for path in folder.glob("[0-9]*.json")]
     if not found:
         raise ValueError(f"{folder} holds no records; `python -m experiments.study` writes them")
     return sorted(found, key=lambda record: record["seed"])
@@ -49,15 +48,15 @@ def finals(label: str) -> list[float]:
     return final_accuracies(records(label))
 
 
-def recorded() -> list[str]:
-    """The recipes with records of the test set; `ValueError` naming what else is among them."""
-    return [path.name for path in sorted((RESULTS / "runs").iterdir()) if records(path.name)]
+def recorded() -> dict[str, list[dict]]:
+    """The records of the test set by recipe; `ValueError` naming what else is among them."""
+    return {path.name: records(path.name) for path in sorted((RESULTS / "runs").iterdir())}
 
 
 def summary(values: list[float]) -> str:
     """Mean ± standard deviation of fractions, in percent."""
-    spread = f" ± {100 * statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{100 * statistics.mean(values):.3f}{spread}%"
+    spread = f" ± {100 * stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{100 * mean(values):.3f}{spread}%"
 
 
 def welch(a: list[float], b: list[float]) -> tuple[float, float, float]:
@@ -67,7 +66,7 @@ def welch(a: list[float], b: list[float]) -> tuple[float, float, float]:
     Involved, Biometrika 1947
     """
     interval = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
-    return statistics.mean(a) - statistics.mean(b), float(interval.low), float(interval.high)
+    return mean(a) - mean(b), float(interval.low), float(interval.high)
 
 
 def _accuracy(runs: list[dict]) -> list[str]:
@@ -80,22 +79,20 @@ def _table(header: str, rows: Iterable[Iterable[object]]) -> str:
     """A Markdown table; columns whose title in `header` ends with `:` are aligned to the right."""
     titles = header.split(" | ")
     lines = [[title.rstrip(":") for title in titles], ["---:" if title.endswith(":") else "---" for title in titles]]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in [*lines, *rows])
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in [*lines, *rows])
 
 
 def result() -> str:
-    """The goals, and what reached them: all seeds first, then the run that the notebook shows."""
+    """The goals, and what reached them: all seeds, and the run that the notebook shows."""
     rows = [("the assignment's goals", "", "> 99.4%", "", "", "< 20,000", "< 20")]
     for title, name in (("recipe of `A6.ipynb`", "reference"), ("the same network, one cycle", "one-cycle")):
-        runs, epochs = records(name), RECIPES[name].epochs
-        final, parameters = final_accuracies(runs), f"{runs[0]['parameters']:,}"
-        passed = f"{sum(value > GOAL for value in final)} of {len(final)}"
-        rows.append((title, len(final), f"**{summary(final)}**", f"{min(final):.2%}", passed, parameters, epochs))
+        parameters, count, final, lowest, _ = _accuracy(records(name))
+        passed = f"{sum(value > GOAL for value in finals(name))} of {count}"
+        rows.append((title, count, f"**{final}**", lowest, passed, parameters, RECIPES[name].epochs))
     record = checked(RESULTS / "notebook.json")
-    history, parameters = record["history"], f"{record['parameters']:,}"
-    title = f"the run in `A6.ipynb`, {sum(history['seconds']) / 60:.1f} minutes on {record['threads']} threads"
-    shown = title, 1, f"{history['test_accuracy'][-1]:.2%}", "", "", parameters, len(history["seconds"])
-    rows[2:2] = [shown]
+    seconds, final = record["history"]["seconds"], record["history"]["test_accuracy"][-1]
+    title = f"the run in `A6.ipynb`, {sum(seconds) / 60:.1f} minutes on {record['threads']} threads"
+    rows.insert(2, (title, 1, f"{final:.2%}", "", "", f"{record['parameters']:,}", len(seconds)))
     rows.append(("reference solution", 1, "99.57%", "", "", "9,768", 19))
     return _table("training | seeds: | final test accuracy: | lowest: | above 99.4%: | parameters: | epochs:", rows)
 
@@ -103,37 +100,34 @@ def result() -> str:
 def hyperparameters() -> str:
     """The settings of the notebook's recipe and of the one-cycle recipe, under their names in PyTorch."""
     a, b = RECIPES["reference"], RECIPES["one-cycle"]
+    same = ("epochs", "batch_size", "momentum", "nesterov", "weight_decay")
     scheduler = f"`StepLR(step_size={a.step_size}, gamma={a.gamma})`, in epochs"
+    cycle = f'`OneCycleLR(pct_start={b.pct_start}, anneal_strategy="linear")`, in steps'
     zoom = f"`RandomApply([CenterCrop(22), Resize(28)], p={a.zoom_probability})`"
     amounts = " · ".join(f"{name.removeprefix('max_')} ± {getattr(b, name):g}" for name in AMOUNTS)
-    same = ("epochs", "batch_size", "momentum", "nesterov", "weight_decay")
-    return _table(
-        "hyperparameter | `A6.ipynb` | `beyond.ipynb`, one cycle",
-        [
-            *((name, getattr(a, name), getattr(b, name)) for name in same),
-            ("learning rate", a.learning_rate, f"{b.learning_rate} at its peak"),
-            ("scheduler", scheduler, f'`OneCycleLR(pct_start={b.pct_start}, anneal_strategy="linear")`, in steps'),
-            ("augmentation", f"{zoom}, `RandomRotation({a.max_degrees:g})`", f"`random_affine`: {amounts}"),
-            ("`Dropout2d(p)`", a.dropout, b.dropout),
-        ],
-    )
+    rows = [(name, getattr(a, name), getattr(b, name)) for name in same]
+    rows.append(("learning rate", a.learning_rate, f"{b.learning_rate} at its peak"))
+    rows.append(("scheduler", scheduler, cycle))
+    rows.append(("augmentation", f"{zoom}, `RandomRotation({a.max_degrees:g})`", f"`random_affine`: {amounts}"))
+    rows.append(("`Dropout2d(p)`", a.dropout, b.dropout))
+    return _table("hyperparameter | `A6.ipynb` | `beyond.ipynb`, one cycle", rows)
 
 
 def seeds() -> str:
     """One row per recipe that is no ablation: the final accuracies of its seeds."""
-    names = [name for name in recorded() if name not in ABLATIONS]
-    rows = [[f"`{name}`", RECIPES[name].title, RECIPES[name].epochs, *_accuracy(records(name))] for name in names]
+    runs = {name: runs for name, runs in recorded().items() if name not in ABLATIONS}
+    rows = [(f"`{name}`", RECIPES[name].title, RECIPES[name].epochs, *_accuracy(runs[name])) for name in runs]
     return _table(f"recipe | description | epochs: | {ACCURACY}", rows)
 
 
 def ingredients() -> str:
     """One row per ablation of the reference recipe, the best first, with its difference to the reference."""
     reference, rows = finals("reference"), [["`reference`", "none", *_accuracy(records("reference")), "", ""]]
-    runs = {name: records(name) for name in recorded() if name in ABLATIONS}
-    for name in sorted(runs, key=lambda name: -statistics.mean(final_accuracies(runs[name]))):
+    runs = {name: ablation for name, ablation in recorded().items() if name in ABLATIONS}
+    for name in sorted(runs, key=lambda name: -mean(final_accuracies(runs[name]))):
         difference, low, high = (10_000 * value for value in welch(final_accuracies(runs[name]), reference))
-        verdict = "no" if low <= 0 <= high else "yes"
         interval = f"{difference:+.1f} ({low:+.1f} to {high:+.1f})"
+        verdict = "no" if low <= 0 <= high else "yes"
         rows.append([f"`{name}`", RECIPES[name].title, *_accuracy(runs[name]), interval, verdict])
     header = f"recipe | change | {ACCURACY} | Δ correct per 10,000 (95% interval): | interval excludes 0"
     chance = f"{len(runs)} comparisons; if no change mattered, {0.05 * len(runs):.2g} of the intervals would exclude 0."
@@ -146,8 +140,7 @@ def frontier() -> str:
     for peer in storage.load_record(RESULTS / "peers.json")["peers"]:
         source = f"[{peer['source']}]({peer['url']})"
         rows.append((peer["parameters"], source, peer["runs"], f"{peer['accuracy']:.2%}", peer["training"]))
-    for name in recorded():
-        runs = records(name)
+    for name, runs in recorded().items():
         if name not in ABLATIONS and runs[0]["parameters"] < 20_000:
             training = f"{RECIPES[name].title}; {RECIPES[name].epochs} epochs"
             final = summary(final_accuracies(runs))
@@ -168,15 +161,14 @@ def trials() -> str:
             rows.append((epochs, *judged, trial["parameters"], 1, setting))
     for label in sorted(path.name for path in (RESULTS / "trials").iterdir() if path.name not in files):
         runs = records(label, validate=True)
-        loss = statistics.mean(run["history"]["test_loss"][-1] for run in runs)
-        epochs, parameters = runs[0]["hyperparameters"]["epochs"], runs[0]["parameters"]
-        rows.append((epochs, loss, statistics.mean(final_accuracies(runs)), parameters, len(runs), f"`{label}`"))
+        judged = mean(run["history"]["test_loss"][-1] for run in runs), mean(final_accuracies(runs))
+        rows.append((runs[0]["hyperparameters"]["epochs"], *judged, runs[0]["parameters"], len(runs), f"`{label}`"))
+    cells = (
+        (setting, f"{parameters:,}", epochs, count, f"{loss:.4f}", f"{accuracy:.2%}")
+        for epochs, loss, accuracy, parameters, count, setting in sorted(rows)
+    )
     return _table(
-        "network and changes | parameters: | epochs: | seeds: | validation loss: | validation accuracy:",
-        [
-            (setting, f"{parameters:,}", epochs, count, f"{loss:.4f}", f"{accuracy:.2%}")
-            for epochs, loss, accuracy, parameters, count, setting in sorted(rows)
-        ],
+        "network and changes | parameters: | epochs: | seeds: | validation loss: | validation accuracy:", cells
     )
 
 
@@ -190,16 +182,11 @@ def speed() -> str:
     """Whole trainings of the reference's loop, of ours, and of the fastest recipe, set-up included."""
     runs, rows = checked(RESULTS / "speed.json")["runs"], []
     for run in runs:
-        ratios = [theirs / ours for theirs, ours in zip(runs[0]["epoch_seconds"], run["epoch_seconds"])]
-        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        rows.append(
-            [
-                *(run["loop"], f"`{run['recipe']}`", len(run["epoch_seconds"])),
-                *(f"{statistics.median(run['epoch_seconds']):.1f}", spread, f"{run['seconds']:.0f}"),
-                *(f"{runs[0]['seconds'] / run['seconds']:.1f}", f"{run['test_accuracy'][-1]:.2%}"),
-                f"{run['peak_memory_mb']:,}",
-            ]
-        )
+        seconds, accuracy, memory = run["epoch_seconds"], run["test_accuracy"][-1], run["peak_memory_mb"]
+        ratios = [theirs / ours for theirs, ours in zip(runs[0]["epoch_seconds"], seconds)]
+        epoch = f"{median(seconds):.1f}", f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        whole = f"{run['seconds']:.0f}", f"{runs[0]['seconds'] / run['seconds']:.1f}"
+        rows.append((run["loop"], f"`{run['recipe']}`", len(seconds), *epoch, *whole, f"{accuracy:.2%}", f"{memory:,}"))
     whole = "whole run, s: | times as fast: | final test accuracy: | peak memory, MB:"
     return _table(f"loop | recipe | epochs: | epoch, s: | times as fast, median (range): | {whole}", rows)
 
@@ -211,13 +198,10 @@ PAGES: dict[str, tuple[Callable[[], str], ...]] = {
 
 
 def updated(text: str, tables: Iterable[Callable[[], str]]) -> str:
-    """The `text` of a page with each of its `tables` written again."""
+    """The `text` of a page with each of its `tables` written again; `ValueError` if it does not have it once."""
     for table in tables:
-        name = table.__name__
-        new = f"<!-- {name} -->\n{table()}\n<!-- end -->"
-        text, count = re.subn(rf"<!-- {name} -->\n.*?<!-- end -->", lambda _, new=new: new, text, flags=re.S)
-        if count != 1:
-            raise ValueError(f"there must be exactly one <!-- {name} --> … <!-- end -->, not {count}")
+        start, end = re.split(rf"(?<=<!-- {table.__name__} -->\n).*?(?=\n<!-- end -->)", text, flags=re.S)
+        text = start + table() + end
     return text
 
 
@@ -230,13 +214,6 @@ def write() -> None:
     storage.save_text(ROOT / "A6.ipynb", nbformat.writes(notebook) + "\n")
 
 
-def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    try:
-        write()
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"report: {error}") from None
-
-
 if __name__ == "__main__":
-    main()
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    write()

@@ -14,26 +14,24 @@ tcp://…:8786`) in a clone of this repository on every machine, and add --addre
 
 import argparse
 import ast
-import difflib
 import os
 import re
 import shlex
 import sys
-from dataclasses import fields, replace
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import joblib
 import torch
 
 import storage
 import utils
-from experiments import ROOT
+from experiments import RESULTS, ROOT
 from experiments.recipes import RECIPES, Recipe, teacher_path
 
-RESULTS = ROOT / "results"
 COMMIT = storage.environment("cpu")["commit"]  # that of the code which this process has imported
-FIELDS = {field.name: get_args(field.type) or (field.type,) for field in fields(Recipe) if field.name != "title"}
 
 
 class Study(NamedTuple):
@@ -84,44 +82,29 @@ class Study(NamedTuple):
     def expected(self, seed: int) -> dict:
         """What a record says of the run that it belongs to: it counts for no other."""
         tested_on = "the last 10,000 training images" if self.validate else "the test set"
-        return dict(
-            recipe=self.name,
-            seed=seed,
-            hyperparameters=self.recipe.settings(),
-            trained_on=self.trained_on,
-            tested_on=tested_on + (f", {self.images} of them" if self.images else ""),
-        )
+        tested_on += f", {self.images} of them" if self.images else ""
+        run = dict(recipe=self.name, seed=seed, hyperparameters=self.recipe.settings())
+        return run | dict(trained_on=self.trained_on, tested_on=tested_on)
 
     def is_missing(self, seed: int) -> bool:
         """Whether the record of `seed` is missing, or the weights that others learn from; `ValueError` if it is bad."""
         path, weights = self.folder / f"{seed}.json", self.weights(seed)
         if path.exists():
-            checked(path, self.expected(seed), any_commit=self.root != RESULTS)
+            checked(path, any_commit=self.root != RESULTS, **self.expected(seed))
         return not path.exists() or (weights is not None and not weights.exists())
 
 
-def checked(path: Path, expected: dict | None = None, any_commit: bool = False) -> dict:
-    """The record in `path`.
-
-    `ValueError` if it does not say what is `expected`, is incomplete, or names no commit that can be looked at.
-    """
+def checked(path: Path, any_commit: bool = False, **expected: object) -> dict:
+    """The record in `path`; `ValueError` if it is not as `expected`, is incomplete, or names no commit of the code."""
     record = storage.load_record(path)
-    if different := [part for part, value in (expected or {}).items() if record.get(part) != value]:
+    if different := [part for part, value in expected.items() if record.get(part) != value]:
         raise ValueError(f"{path} is a record of another run: {', '.join(different)} differ. Move it away")
     epochs = record.get("hyperparameters", {}).get("epochs")
     if epochs and {len(values) for values in record.get("history", {None: []}).values()} != {epochs}:
         raise ValueError(f"{path} is incomplete: its history does not have every epoch. Delete it")
     if not any_commit and not re.fullmatch(r"[0-9a-f]{7,40}", record.get("commit", "unknown")):
         raise ValueError(f"{path} names no commit ({record.get('commit')}). Run it again from a clean clone")
-    if contradicts(path.parent.name, record.get("parameters")):
-        raise ValueError(f"{path} is of {record.get('parameters')} parameters, which its folder's name contradicts")
     return record
-
-
-def contradicts(name: str, parameters: int) -> bool:
-    """Whether the `name` of a recipe, such as small-4962, states another number of parameters."""
-    stated = re.match(r"(?:small|tiny)-(\d+)", name)
-    return stated is not None and int(stated[1]) != parameters
 
 
 def train(study: Study, seed: int) -> dict:
@@ -133,7 +116,7 @@ def train(study: Study, seed: int) -> dict:
     parts = study.recipe.build(train_set, teachers=study.root / "teachers")
     run, network = study.expected(seed), parts["network"]
     scratch, name = (study.output or ROOT / "runs") / "study", f"{study.name}-{seed}"
-    checkpoint = storage.checkpoint_path(scratch, name, run | dict(commit=COMMIT), network, len(train_set[0]))
+    checkpoint = storage.checkpoint_path(scratch, name, run | dict(commit=COMMIT), network)
     print(f"{study.label}, seed {seed}", flush=True)
     history = utils.fit(**parts, test=test_set, checkpoint=checkpoint)
     if path := study.weights(seed):
@@ -153,47 +136,24 @@ def seeds(text: str) -> list[int]:
 
 
 def change(text: str) -> tuple[str, object]:
-    """`name=value` → (name, value), of the setting's type; `ArgumentTypeError` for a name or a type that is wrong."""
+    """`name=value` → (name, value), of the setting's type; `ArgumentTypeError` for another name or type."""
     name, _, value = text.partition("=")
-    try:
+    with suppress(ValueError, SyntaxError):  # what is no Python value is a string
         value = ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        pass  # what is no Python value is a string
-    if name not in FIELDS:
-        (near,) = difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.0)
-        raise argparse.ArgumentTypeError(f"{name} is no setting of a recipe; the nearest is {near}")
-    if type(value) is int and float in FIELDS[name]:
+    kind = Recipe.__annotations__.get(name, ())
+    if type(value) is int and not isinstance(value, kind):
         value = float(value)
-    if type(value) not in FIELDS[name]:
-        kinds = " or ".join(kind.__name__ for kind in FIELDS[name])
-        raise argparse.ArgumentTypeError(f"{name} must be {kinds}, got {value!r}")
+    if not isinstance(value, kind):
+        names = ", ".join(Recipe.__annotations__)
+        raise argparse.ArgumentTypeError(f"{text} is no setting of a recipe, or not of its type; there are {names}")
     return name, value
-
-
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", choices=RECIPES, metavar="recipe", help="; ".join(RECIPES))
-    parser.add_argument("--seeds", type=seeds, default=[1], metavar="1-3,7", help="default: 1")
-    parser.add_argument("--set", type=change, nargs="+", default=[], metavar="name=value", help="settings to change")
-    parser.add_argument("--validate", action="store_true", help="hold out the last 10,000 training images")
-    cores = joblib.cpu_count(only_physical_cores=True)
-    parser.add_argument("--jobs", type=int, default=cores, help="runs side by side; default: %(default)s")
-    parser.add_argument("--address", metavar="tcp://host:port", help="of a Dask cluster's scheduler")
-    parser.add_argument("--images", type=int, help="use only so many images (for a quick try)")
-    parser.add_argument("--output", type=Path, help="folder for all that is written, instead of results/ and runs/")
-    arguments = parser.parse_args()
-    if arguments.set and not (arguments.validate or arguments.images):
-        parser.error("--set is for trials, which are not judged on the test set: add --validate")
-    if arguments.output and arguments.output.resolve().is_relative_to(RESULTS):
-        parser.error("--output is for records that are not kept; leave it out to write into results/")
-    return arguments
 
 
 def run(study: Study, wanted: list[int], jobs: int, address: str | None) -> None:
     """Train and record what is missing of the `wanted` seeds."""
-    if contradicts(study.name, size(study.recipe.make_network())):
-        base = study.name.split("-")[0]
-        raise ValueError(f"{study.label} has not the parameters that {study.name} states: change the recipe {base}")
+    stated = re.match(r"([a-z]+)-(\d+)", study.name)
+    if stated and int(stated[2]) != size(study.recipe.make_network()):
+        raise ValueError(f"{study.label} has not {stated[2]} parameters: change the recipe {stated[1]} instead")
     missing = [seed for seed in wanted if study.is_missing(seed)]
     print(f"{study.label}: {len(wanted) - len(missing)} of {len(wanted)} seeds are in {study.folder}", flush=True)
     if missing and study.root == RESULTS and not re.fullmatch("[0-9a-f]+", COMMIT):
@@ -209,9 +169,20 @@ def run(study: Study, wanted: list[int], jobs: int, address: str | None) -> None
 
 
 def main() -> None:
-    arguments = parse()
-    usual = RECIPES[arguments.recipe]
-    changes = {name: value for name, value in arguments.set if getattr(usual, name) != value}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", choices=RECIPES, metavar="recipe", help="; ".join(RECIPES))
+    parser.add_argument("--seeds", type=seeds, default=[1], metavar="1-3,7", help="default: 1")
+    parser.add_argument("--set", type=change, nargs="+", default=[], metavar="name=value", help="settings to change")
+    parser.add_argument("--validate", action="store_true", help="hold out the last 10,000 training images")
+    cores = joblib.cpu_count(only_physical_cores=True)
+    parser.add_argument("--jobs", type=int, default=cores, help="runs side by side; default: %(default)s")
+    parser.add_argument("--address", metavar="tcp://host:port", help="of a Dask cluster's scheduler")
+    parser.add_argument("--images", type=int, help="use only so many images (for a quick try)")
+    parser.add_argument("--output", type=Path, help="folder for all that is written, instead of results/ and runs/")
+    arguments = parser.parse_args()
+    if arguments.set and not (arguments.validate or arguments.images):
+        parser.error("--set is for trials, which are not judged on the test set: add --validate")
+    changes = {name: value for name, value in arguments.set if getattr(RECIPES[arguments.recipe], name) != value}
     study = Study(arguments.recipe, changes, arguments.validate, arguments.images, arguments.output)
     os.environ["TQDM_DISABLE"] = "1"  # in the workers, whose bars would overwrite each other
     try:
