@@ -1,14 +1,13 @@
 """The lab's pictures, in the style of the lesson's. Each function draws one and returns its matplotlib figure."""
 
 import textwrap
-from collections.abc import Iterable
 from itertools import product
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, MultipleLocator
+from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 from scipy import stats
 from torch import Tensor
@@ -17,56 +16,27 @@ from plots import BLUE, GRAY, GREEN, PURPLE, RED, by_epoch, interval, sheet, sta
 from utils import History
 
 
-def _final_accuracies(axes: Axes, finals: dict[str, list[float]], shown: Iterable[str]) -> None:
-    """A row for each of `finals` and, in those `shown`, its seeds (fractions), their mean and its 95% interval."""
-    for row, name in enumerate(finals):
-        if name in shown:
-            points = 100 * np.array(finals[name])
-            heights = row - 0.1 - 0.12 * stack(points)  # the axis points downwards
-            axes.plot(points, heights, "o", color=BLUE, alpha=0.7, markersize=6, label="one seed")
-            bar = dict(fmt="D", color="black", capsize=5, markersize=5, label="mean and its 95% interval")
-            axes.errorbar(points.mean(), row + 0.22, xerr=interval(points), **bar)
-    names = [textwrap.fill(name, 24) for name in finals]
-    axes.set(yticks=range(len(finals)), yticklabels=names, ylim=(len(finals) - 0.4, -0.8))
-
-
-def _goal(axes: Axes, goal: float) -> None:
-    axes.axvline(100 * goal, color=GREEN, linestyle="--", label=f"goal {goal:.1%}")
-
-
 def _legend(figure: Figure, axes: Axes) -> None:
     """One legend below all panels, from the `axes` of one; each label once."""
     entries = {label: handle for handle, label in zip(*axes.get_legend_handles_labels())}
     figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=4, frameon=False)
 
 
-@style
-def recipes(finals: dict[str, list[float]], goal: float, reference: float) -> Figure:
-    """Final accuracies (fractions) of each recipe's seeds, in their order; `reference` is the solution's single run."""
-    runs = [final for values in finals.values() for final in values]
-    title = f"{sum(final > goal for final in runs)} of {len(runs)} runs end above {goal:.1%}"
-    figure, (axes,) = subplots(1, 1, 1.6 + 0.75 * len(finals), title)
-    _final_accuracies(axes, finals, finals)
-    _goal(axes, goal)
-    axes.axvline(100 * reference, color=PURPLE, linestyle=":", label=f"reference solution, one run: {reference:.2%}")
-    axes.xaxis.set_major_locator(MultipleLocator(0.05))
-    axes.set_xlabel("test accuracy after the last epoch (%)")
-    _legend(figure, axes)
-    return figure
+def _final_accuracies(axes: Axes, row: int, finals: list[float]) -> None:
+    """The seeds (fractions) in a row, their mean and its 95% interval."""
+    points = 100 * np.array(finals)
+    heights = row - 0.1 - 0.12 * stack(points)  # the axis points downwards
+    axes.plot(points, heights, "o", color=BLUE, alpha=0.7, markersize=6, label="one seed")
+    bar = dict(fmt="D", color="black", capsize=5, markersize=5, label="mean and its 95% interval")
+    axes.errorbar(points.mean(), row + 0.22, xerr=interval(points), **bar)
 
 
-def _differences(
-    axes: Axes, finals: Iterable[str], intervals: dict[str, tuple[float, float, float]], shown: Iterable[str]
-) -> None:
-    """Differences with their intervals in the rows of `finals` that are `shown`; open where zero is included."""
-    for row, name in enumerate(finals):
-        if name in shown and name in intervals:
-            difference, low, high = (10_000 * value for value in intervals[name])
-            fill = "white" if low <= 0 <= high else RED
-            bar = dict(fmt="s", color=RED, markerfacecolor=fill, capsize=5, markersize=7)
-            axes.errorbar(difference, row, xerr=[[difference - low], [high - difference]], **bar)
-            text = f"{difference:+.0f}".replace("-", "−")
-            axes.annotate(text, (difference, row), (0, 8), textcoords="offset points", ha="center")
+def _difference(axes: Axes, row: int, difference: float, low: float, high: float) -> None:
+    """A difference with its interval, both in digits per 10,000, in a row; open where zero is included."""
+    bar = dict(color=RED, markerfacecolor="white" if low <= 0 <= high else RED, capsize=5, markersize=7)
+    axes.errorbar(difference, row, xerr=[[difference - low], [high - difference]], fmt="s", **bar)
+    text = f"{difference:+.0f}".replace("-", "−")
+    axes.annotate(text, (difference, row), (0, 8), textcoords="offset points", ha="center")
 
 
 @style
@@ -79,19 +49,20 @@ def ingredients(
     Changes that cost more than 50 digits in 10,000 stand in panels of their own, beyond a gap.
     """
     unchanged, *changes = finals
-    changes.sort(key=lambda name: intervals[name][0], reverse=True)
-    order = {name: finals[name] for name in (unchanged, *changes)}
+    order = [unchanged, *sorted(changes, key=lambda name: -intervals[name][0])]
     far = [name for name in changes if intervals[name][0] < -0.005]
-    near = [name for name in order if name not in far]
     clear = sum(low > 0 or high < 0 for _, low, high in intervals.values())
     title = f"{clear} of {len(changes)} changes make a difference: their 95% intervals exclude zero"
-    groups = [far, near] if far else [near]
     ratios = [1, 3, 1, 3] if far else [1, 1]
     figure, panels = subplots(1, len(ratios), 1.6 + 0.75 * len(order), title, width_ratios=ratios, sharey=True)
-    for axes, shown in zip(panels, groups):
-        _final_accuracies(axes, order, shown)
-    for axes, shown in zip(panels[len(groups) :], groups):
-        _differences(axes, order, intervals, shown)
+    accuracies, differences = panels[len(panels) // 2 - 1 :: len(panels) // 2]
+    for row, name in enumerate(order):
+        place = -2 if name in far else -1
+        _final_accuracies(panels[: len(panels) // 2][place], row, finals[name])
+        if name in intervals:
+            _difference(panels[place], row, *(10_000 * value for value in intervals[name]))
+    names = [textwrap.fill(name, 24) for name in order]
+    panels[0].set(yticks=range(len(order)), yticklabels=names, ylim=(len(order) - 0.4, -0.8))
     for left, right in zip(panels[::2], panels[1::2]) if far else ():
         left.xaxis.set_major_locator(MaxNLocator(2))
         right.spines["left"].set_visible(False)
@@ -99,8 +70,7 @@ def ingredients(
         slash = dict(marker=[(-0.5, -1), (0.5, 1)], markersize=9, color="black", clip_on=False)
         left.plot(1, 0, transform=left.transAxes, **slash)
         right.plot(0, 0, transform=right.transAxes, **slash)
-    accuracies, differences = panels[len(groups) - 1 :: len(groups)]
-    _goal(accuracies, goal)
+    accuracies.axvline(100 * goal, color=GREEN, linestyle="--", label=f"goal {goal:.1%}")
     differences.axvline(0, color=GRAY, linewidth=1)
     accuracies.set_xlabel("test accuracy after the last epoch (%)")
     differences.set_xlabel("difference in correct digits\nper 10,000, with Welch's 95%\ninterval (open: includes zero)")
@@ -145,10 +115,10 @@ def _label(axes: Axes, points: list[tuple[str, float, float, float]]) -> None:
     for _, x, y, deviation in points:
         (x0, y0), (_, y1) = axes.transData.transform([(x, y - deviation), (x, y + deviation)])
         taken.append(Bbox([(x0 - 10, y0 - 10), (x0 + 10, y1 + 10)]))
+    look = dict(textcoords="offset points", va="center", fontsize=10)
     for text, x, y, _ in points:
         for dy, dx in product((0, 10, -10, 20, -20, 30, -30, 40, -40), (9, -9)):
-            style = dict(textcoords="offset points", va="center", fontsize=10)
-            note = axes.annotate(text, (x, y), (dx, dy), ha="left" if dx > 0 else "right", **style)
+            note = axes.annotate(text, (x, y), (dx, dy), ha="left" if dx > 0 else "right", **look)
             box = note.get_window_extent()
             if box.x0 > axes.bbox.x0 and box.x1 < axes.bbox.x1 and not box.count_overlaps(taken):
                 break
@@ -203,16 +173,14 @@ def calibration(labels: Tensor, log_probabilities: Tensor) -> Figure:
     title = f"Calibration: mean confidence {confidence.mean():.2%}, accuracy {correct.float().mean():.2%}"
     figure, (above, below) = subplots(2, 1, 6.5, title, sharex=True, height_ratios=[2, 1])
     above.plot([0, 100], [0, 100], color=GRAY, linestyle="--", label="perfectly calibrated")
-    for number in sorted(set(bins.tolist())):
-        chosen = bins == number
+    points = []
+    for chosen in (bins == number for number in bins.unique()):
         n, k = int(chosen.sum()), int(correct[chosen].sum())
-        x, y, wilson = (
-            100 * confidence[chosen].mean().item(),
-            100 * k / n,
-            stats.binomtest(k, n).proportion_ci(method="wilson"),
-        )
-        above.errorbar(x, y, [[y - 100 * wilson.low], [100 * wilson.high - y]], fmt="o", color=BLUE, capsize=4)
-    above.errorbar([], [], [], fmt="o", color=BLUE, capsize=4, label="one bin of test images, with its 95% interval")
+        low, high = stats.binomtest(k, n).proportion_ci(method="wilson")
+        points.append((confidence[chosen].mean().item(), k / n, k / n - low, high - k / n))
+    x, y, *ends = 100 * np.transpose(points)
+    label = "one bin of test images, with its 95% interval"
+    above.errorbar(x, y, ends, fmt="o", color=BLUE, capsize=4, label=label)
     above.set(ylim=(0, 103), ylabel="accuracy (%)")
     above.legend(loc="upper left")
     counts = torch.bincount(bins.cpu(), minlength=10).tolist()

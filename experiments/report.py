@@ -38,19 +38,14 @@ def records(label: str, validate: bool = False) -> list[dict]:
     return sorted(found, key=lambda record: record["seed"])
 
 
-def final_accuracies(runs: list[dict]) -> list[float]:
-    """The accuracies (fractions) after the last epoch, of the test set or, in trials, of the held-out images."""
-    return [run["history"]["test_accuracy"][-1] for run in runs]
+def finals(label: str, validate: bool = False) -> list[float]:
+    """The accuracies (fractions) after the last epoch of the records' runs, of test set or held-out images."""
+    return [run["history"]["test_accuracy"][-1] for run in records(label, validate)]
 
 
-def finals(label: str) -> list[float]:
-    """The test accuracies (fractions) after the last epoch of all seeds of a recipe."""
-    return final_accuracies(records(label))
-
-
-def recorded() -> dict[str, list[dict]]:
-    """The records of the test set by recipe; `ValueError` naming what else is among them."""
-    return {path.name: records(path.name) for path in sorted((RESULTS / "runs").iterdir())}
+def recorded() -> list[str]:
+    """The recipes with records of the test set; `ValueError` naming what else is among them."""
+    return [path.name for path in sorted((RESULTS / "runs").iterdir()) if records(path.name)]
 
 
 def summary(values: list[float]) -> str:
@@ -69,10 +64,10 @@ def welch(a: list[float], b: list[float]) -> tuple[float, float, float]:
     return mean(a) - mean(b), float(interval.low), float(interval.high)
 
 
-def _accuracy(runs: list[dict]) -> list[str]:
+def _accuracy(name: str) -> list[str]:
     """The columns `ACCURACY` of one recipe."""
-    final = final_accuracies(runs)
-    return [f"{runs[0]['parameters']:,}", str(len(final)), summary(final), f"{min(final):.2%}", f"{max(final):.2%}"]
+    final, parameters = finals(name), records(name)[0]["parameters"]
+    return [f"{parameters:,}", str(len(final)), summary(final), f"{min(final):.2%}", f"{max(final):.2%}"]
 
 
 def _table(header: str, rows: Iterable[Iterable[object]]) -> str:
@@ -86,7 +81,7 @@ def result() -> str:
     """The goals, and what reached them: all seeds, and the run that the notebook shows."""
     rows = [("the assignment's goals", "", "> 99.4%", "", "", "< 20,000", "< 20")]
     for title, name in (("recipe of `A6.ipynb`", "reference"), ("the same network, one cycle", "one-cycle")):
-        parameters, count, final, lowest, _ = _accuracy(records(name))
+        parameters, count, final, lowest, _ = _accuracy(name)
         passed = f"{sum(value > GOAL for value in finals(name))} of {count}"
         rows.append((title, count, f"**{final}**", lowest, passed, parameters, RECIPES[name].epochs))
     record = checked(RESULTS / "notebook.json")
@@ -115,22 +110,24 @@ def hyperparameters() -> str:
 
 def seeds() -> str:
     """One row per recipe that is no ablation: the final accuracies of its seeds."""
-    runs = {name: runs for name, runs in recorded().items() if name not in ABLATIONS}
-    rows = [(f"`{name}`", RECIPES[name].title, RECIPES[name].epochs, *_accuracy(runs[name])) for name in runs]
+    names = [name for name in recorded() if name not in ABLATIONS]
+    rows = [(f"`{name}`", RECIPES[name].title, RECIPES[name].epochs, *_accuracy(name)) for name in names]
     return _table(f"recipe | description | epochs: | {ACCURACY}", rows)
 
 
 def ingredients() -> str:
     """One row per ablation of the reference recipe, the best first, with its difference to the reference."""
-    reference, rows = finals("reference"), [["`reference`", "none", *_accuracy(records("reference")), "", ""]]
-    runs = {name: ablation for name, ablation in recorded().items() if name in ABLATIONS}
-    for name in sorted(runs, key=lambda name: -mean(final_accuracies(runs[name]))):
-        difference, low, high = (10_000 * value for value in welch(final_accuracies(runs[name]), reference))
+    reference, rows = finals("reference"), [["`reference`", "none", *_accuracy("reference"), "", ""]]
+    names = [name for name in recorded() if name in ABLATIONS]
+    for name in sorted(names, key=lambda name: -mean(finals(name))):
+        difference, low, high = (10_000 * value for value in welch(finals(name), reference))
         interval = f"{difference:+.1f} ({low:+.1f} to {high:+.1f})"
         verdict = "no" if low <= 0 <= high else "yes"
-        rows.append([f"`{name}`", RECIPES[name].title, *_accuracy(runs[name]), interval, verdict])
+        rows.append([f"`{name}`", RECIPES[name].title, *_accuracy(name), interval, verdict])
     header = f"recipe | change | {ACCURACY} | Δ correct per 10,000 (95% interval): | interval excludes 0"
-    chance = f"{len(runs)} comparisons; if no change mattered, {0.05 * len(runs):.2g} of the intervals would exclude 0."
+    chance = (
+        f"{len(names)} comparisons; if no change mattered, {0.05 * len(names):.2g} of the intervals would exclude 0."
+    )
     return f"{_table(header, rows)}\n\n{chance}"
 
 
@@ -140,11 +137,11 @@ def frontier() -> str:
     for peer in storage.load_record(RESULTS / "peers.json")["peers"]:
         source = f"[{peer['source']}]({peer['url']})"
         rows.append((peer["parameters"], source, peer["runs"], f"{peer['accuracy']:.2%}", peer["training"]))
-    for name, runs in recorded().items():
-        if name not in ABLATIONS and runs[0]["parameters"] < 20_000:
+    for name in recorded():
+        parameters, final = records(name)[0]["parameters"], finals(name)
+        if name not in ABLATIONS and parameters < 20_000:
             training = f"{RECIPES[name].title}; {RECIPES[name].epochs} epochs"
-            final = summary(final_accuracies(runs))
-            rows.append((runs[0]["parameters"], f"`{name}`", f"all of {len(runs)} seeds", final, training))
+            rows.append((parameters, f"`{name}`", f"all of {len(final)} seeds", summary(final), training))
     rows = [(f"{count:,}", *cells) for count, *cells in sorted(rows, reverse=True)]
     return _table("parameters: | network | runs | test accuracy: | training", rows)
 
@@ -161,14 +158,11 @@ def trials() -> str:
             rows.append((epochs, *judged, trial["parameters"], 1, setting))
     for label in sorted(path.name for path in (RESULTS / "trials").iterdir() if path.name not in files):
         runs = records(label, validate=True)
-        judged = mean(run["history"]["test_loss"][-1] for run in runs), mean(final_accuracies(runs))
+        judged = mean(run["history"]["test_loss"][-1] for run in runs), mean(finals(label, validate=True))
         rows.append((runs[0]["hyperparameters"]["epochs"], *judged, runs[0]["parameters"], len(runs), f"`{label}`"))
-    cells = (
-        (setting, f"{parameters:,}", epochs, count, f"{loss:.4f}", f"{accuracy:.2%}")
-        for epochs, loss, accuracy, parameters, count, setting in sorted(rows)
-    )
+    rows = [(row[5], f"{row[3]:,}", row[0], row[4], f"{row[1]:.4f}", f"{row[2]:.2%}") for row in sorted(rows)]
     return _table(
-        "network and changes | parameters: | epochs: | seeds: | validation loss: | validation accuracy:", cells
+        "network and changes | parameters: | epochs: | seeds: | validation loss: | validation accuracy:", rows
     )
 
 
