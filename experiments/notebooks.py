@@ -20,7 +20,7 @@ import nbformat
 import papermill
 
 import storage
-from experiments import ROOT, report
+from experiments import RESULTS, ROOT, report
 
 PICTURES = "curves", "seeds", "ingredients", "frontier"  # tags of the cells whose pictures the READMEs show
 NOTEBOOKS = "A6", "beyond"
@@ -28,15 +28,13 @@ NOTEBOOKS = "A6", "beyond"
 
 def execute(name: str, clone: Path) -> nbformat.NotebookNode:
     """The notebook `name` of the `clone`, executed there, without what changes with every run."""
-    executed = clone / "executed.ipynb"
-    source = str(clone / f"{name}.ipynb")
+    source, executed = str(clone / f"{name}.ipynb"), clone / "executed.ipynb"
     papermill.execute_notebook(source, executed, cwd=clone, stdout_file=sys.stdout, progress_bar=False)
     notebook = nbformat.read(executed, as_version=4)
-    for key in ("papermill", "widgets"):
-        notebook.metadata.pop(key, None)
+    for part in (notebook, *notebook.cells):
+        for key in ("papermill", "widgets", "execution"):
+            part.metadata.pop(key, None)
     for cell in notebook.cells:
-        for key in ("papermill", "execution"):
-            cell.metadata.pop(key, None)
         if not cell.metadata.get("tags"):
             cell.metadata.pop("tags", None)
         if "drawing-pad" in cell.metadata.get("tags", []):  # a widget is nothing without its kernel
@@ -44,14 +42,12 @@ def execute(name: str, clone: Path) -> nbformat.NotebookNode:
     return notebook
 
 
-def pictures(notebook: nbformat.NotebookNode) -> dict[str, bytes]:
-    """The PNG of every cell that is tagged as one of `PICTURES`, by its tag."""
-    found = {}
+def save_pictures(notebook: nbformat.NotebookNode) -> None:
+    """Write the picture of every cell that is tagged as one of `PICTURES` to results/."""
     for cell in notebook.cells:
         for tag in set(cell.metadata.get("tags", [])) & set(PICTURES):
             (png,) = [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
-            found[tag] = base64.b64decode(png)
-    return found
+            storage.save_bytes(RESULTS / f"{tag}.png", base64.b64decode(png))
 
 
 def main() -> None:
@@ -69,13 +65,12 @@ def main() -> None:
         notebooks = {name: execute(name, clone) for name in names}
         for name, notebook in notebooks.items():
             storage.save_text(ROOT / f"{name}.ipynb", nbformat.writes(notebook) + "\n")
-            for tag, png in pictures(notebook).items():
-                storage.save_bytes(ROOT / "results" / f"{tag}.png", png)
+            save_pictures(notebook)
         if "A6" in names:
             record = storage.load_record(clone / "runs" / "reference.json")
             command = shlex.join(["python", "-m", "experiments.notebooks", *sys.argv[1:]])
-            storage.save_record(ROOT / "results" / "notebook.json", record | dict(command=command))
-            storage.save_bytes(ROOT / "results" / "weights.pt", (clone / "runs" / "weights.pt").read_bytes())
+            storage.save_record(RESULTS / "notebook.json", record | dict(command=command))
+            storage.save_bytes(RESULTS / "weights.pt", (clone / "runs" / "weights.pt").read_bytes())
     report.write()
 
 

@@ -38,11 +38,7 @@ DEVICE = torch.accelerator.current_accelerator() if torch.accelerator.is_availab
 NORMALIZE = [transforms.ToTensor(), transforms.Normalize((utils.MEAN,), (utils.STD,))]
 ZOOM = transforms.RandomApply([transforms.CenterCrop(22), transforms.Resize(28)], p=0.1)
 AUGMENT = [ZOOM, transforms.RandomRotation((-15.0, 15.0), fill=0)]
-PROGRAMS = {  # name → (loop, recipe)
-    "reference": ("the reference's", "reference"),
-    "ours": ("ours", "reference"),
-    "fast": ("ours", "fast"),
-}
+PROGRAMS = ("the reference's", "reference"), ("ours", "reference"), ("ours", "fast")  # loop, recipe
 
 
 def reference_test(network: nn.Module, loader: DataLoader) -> float:
@@ -99,11 +95,10 @@ def our_training(recipe: str, images: int) -> Iterator[float | None]:
         yield utils.fit(**parts, test=test)["test_accuracy"][-1]
 
 
-def begin(program: str, images: int) -> None:
+def begin(loop: str, recipe: str, images: int) -> None:
     """Make a process that of one training, which `step` goes on with."""
     global training
     torch.manual_seed(1)
-    loop, recipe = PROGRAMS[program]
     training = our_training(recipe, images) if loop == "ours" else reference_training(images)
 
 
@@ -119,16 +114,15 @@ def step() -> tuple[float, float | None, int]:
 
 def measure(images: int, most_epochs: int) -> list[dict]:
     """All trainings, taking turns: loop, recipe, seconds, test accuracies and peak memory of each."""
-    runs, steps = [], {program: [] for program in PROGRAMS}
+    runs, steps, new = [], {program: [] for program in PROGRAMS}, multiprocessing.get_context("spawn")
     with ExitStack() as stack:
-        new = multiprocessing.get_context("spawn")
-        pools = {p: stack.enter_context(ProcessPoolExecutor(1, new, begin, (p, images))) for p in PROGRAMS}
+        pools = {p: stack.enter_context(ProcessPoolExecutor(1, new, begin, (*p, images))) for p in PROGRAMS}
         for turn in range(1 + most_epochs):  # the first one is the set-up
-            for program in (p for p, (_, recipe) in PROGRAMS.items() if turn <= RECIPES[recipe].epochs):
-                steps[program].append(pools[program].submit(step).result())
-                print(f"epoch {turn}, {program}: {steps[program][-1][0]:.1f} s", flush=True)
-    for program, (loop, recipe) in PROGRAMS.items():
-        seconds, accuracies, memory = zip(*steps[program])
+            for loop, recipe in (program for program in PROGRAMS if turn <= RECIPES[program[1]].epochs):
+                steps[loop, recipe].append(pools[loop, recipe].submit(step).result())
+                print(f"epoch {turn}, {loop} {recipe}: {steps[loop, recipe][-1][0]:.1f} s", flush=True)
+    for loop, recipe in PROGRAMS:
+        seconds, accuracies, memory = zip(*steps[loop, recipe])
         times = dict(setup_seconds=seconds[0], epoch_seconds=seconds[1:], seconds=sum(seconds))
         runs.append(dict(loop=loop, recipe=recipe, **times, test_accuracy=accuracies[1:], peak_memory_mb=memory[-1]))
     return runs

@@ -62,16 +62,6 @@ class Study(NamedTuple):
     def folder(self) -> Path:
         return self.root / ("trials" if self.validate else "runs") / self.label
 
-    def weights(self, seed: int) -> Path | None:
-        """Where the weights are kept, if others learn from them."""
-        teaches = self.name in {recipe.teacher for recipe in RECIPES.values()} and not self.changes
-        return teacher_path(self.root / "teachers", self.name, self.trained_on, seed) if teaches else None
-
-    @property
-    def trained_on(self) -> int:
-        count = 50_000 if self.validate else 60_000
-        return min(count, self.images or count)
-
     def data(self) -> tuple:
         """((images, labels) to train on, (images, labels) to evaluate on)."""
         train, test = utils.load_mnist(ROOT / "data", "cpu")
@@ -81,17 +71,15 @@ class Study(NamedTuple):
 
     def expected(self, seed: int) -> dict:
         """What a record says of the run that it belongs to: it counts for no other."""
-        tested_on = "the last 10,000 training images" if self.validate else "the test set"
+        tested_on, count = ("the last 10,000 training images", 50_000) if self.validate else ("the test set", 60_000)
         tested_on += f", {self.images} of them" if self.images else ""
         run = dict(recipe=self.name, seed=seed, hyperparameters=self.recipe.settings())
-        return run | dict(trained_on=self.trained_on, tested_on=tested_on)
+        return run | dict(trained_on=min(count, self.images or count), tested_on=tested_on)
 
     def is_missing(self, seed: int) -> bool:
-        """Whether the record of `seed` is missing, or the weights that others learn from; `ValueError` if it is bad."""
-        path, weights = self.folder / f"{seed}.json", self.weights(seed)
-        if path.exists():
-            checked(path, any_commit=self.root != RESULTS, **self.expected(seed))
-        return not path.exists() or (weights is not None and not weights.exists())
+        """Whether the record of `seed` is missing; `ValueError` if it is bad."""
+        path = self.folder / f"{seed}.json"
+        return not path.exists() or not checked(path, any_commit=self.root != RESULTS, **self.expected(seed))
 
 
 def checked(path: Path, any_commit: bool = False, **expected: object) -> dict:
@@ -119,8 +107,8 @@ def train(study: Study, seed: int) -> dict:
     checkpoint = storage.checkpoint_path(scratch, name, run | dict(commit=COMMIT), network)
     print(f"{study.label}, seed {seed}", flush=True)
     history = utils.fit(**parts, test=test_set, checkpoint=checkpoint)
-    if path := study.weights(seed):
-        storage.save_weights(network, path)
+    if study.name in {recipe.teacher for recipe in RECIPES.values()} and not study.changes:
+        storage.save_weights(network, teacher_path(study.root / "teachers", study.name, run["trained_on"], seed))
     return run | dict(parameters=size(network), history=history, seconds=sum(history["seconds"])) | about
 
 
