@@ -194,8 +194,8 @@ PAGES: dict[str, tuple[Callable[[], str], ...]] = {
 def updated(text: str, tables: Iterable[Callable[[], str]]) -> str:
     """The `text` of a page with each of its `tables` written again; `ValueError` if it does not have it once."""
     for table in tables:
-        start, end = re.split(rf"(?<=<!-- {table.__name__} -->\n).*?(?=\n<!-- end -->)", text, flags=re.S)
-        text = start + table() + end
+        start, end = re.split(rf"(?<=<!-- {table.__name__} -->\n).*?(?=<!-- end -->)", text, flags=re.S)
+        text = f"{start}{table()}\n{end}"
     return text
 
 
