@@ -153,6 +153,9 @@ def measure(images: int, most_epochs: int) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=60_000, help="use only so many, for a quick try, not recorded")
+    parser.add_argument(
+        "--epochs", type=int, default=19, help="end the longer trainings after so many, in the record, too"
+    )
     parser.add_argument("--child", choices=PROGRAMS, help="only train, for another process that measures")
     arguments = parser.parse_args()
     if arguments.child:
@@ -160,7 +163,7 @@ def main() -> None:
         return
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     about = storage.environment(device)
-    runs = measure(arguments.images, most_epochs=19)
+    runs = measure(arguments.images, arguments.epochs)
     if arguments.images == 60_000:
         command = shlex.join(["python", "-m", "experiments.speed", *sys.argv[1:]])
         storage.save_record(ROOT / "results" / "speed.json", dict(runs=runs, seed=1, command=command) | about)
