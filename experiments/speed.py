@@ -131,10 +131,11 @@ def measure(images: int, most_epochs: int) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=60_000, help="use only so many, for a quick try, not recorded")
-    images = parser.parse_args().images
+    parser.add_argument("--epochs", type=int, default=19, help="end the longer trainings after so many, on record, too")
+    arguments = parser.parse_args()
     about = storage.environment(DEVICE)
-    runs = measure(images, most_epochs=19)
-    if images == 60_000:
+    runs = measure(arguments.images, arguments.epochs)
+    if arguments.images == 60_000:
         command = shlex.join(["python", "-m", "experiments.speed", *sys.argv[1:]])
         storage.save_record(RESULTS / "speed.json", dict(runs=runs, seed=1, command=command) | about)
 
