@@ -22,23 +22,13 @@ def test_summary_is_the_references(capsys):
 def test_dropout_is_the_argument_and_zeroes_whole_channels():
     assert [layer.p for layer in Net(0.25).modules() if isinstance(layer, nn.Dropout2d)] == [0.25] * 7
     torch.manual_seed(0)
-    features = Net(0.5).conv2(torch.randn(64, 8, 12, 12))
-    dead = (features == 0).flatten(2).all(2).float().mean().item()
+    dead = (Net(0.5).conv2(torch.randn(64, 8, 12, 12)) == 0).flatten(2).all(2).float().mean()
     assert 0.4 < dead < 0.6
 
 
 def test_output_is_log_probabilities():
     torch.manual_seed(0)
-    probabilities = Net()(torch.randn(7, 1, 28, 28)).exp()
-    assert probabilities.shape == (7, 10)
-    torch.testing.assert_close(probabilities.sum(1), torch.ones(7))
-
-
-def test_slices_are_plain_and_share_the_layers():
-    network, x = Net().eval(), torch.randn(3, 1, 28, 28)
-    features, rest = network[:-1], network[-1]
-    assert type(features) is nn.Sequential and features.conv6 is network.conv6
-    assert torch.equal(rest(features(x)), network(x))
+    torch.testing.assert_close(Net()(torch.randn(7, 1, 28, 28)).exp().sum(1), torch.ones(7))
 
 
 def test_receptive_field_table_is_the_references():
@@ -61,7 +51,7 @@ def test_receptive_field_is_what_autograd_sees(seed):
     """Of random stacks, all weights one and averages for maxima, so that gradients show every path."""
     draw, layers = random.Random(seed), []
     for _ in range(draw.randint(1, 5)):
-        k, s, p = draw.randint(1, 4), draw.randint(1, 2), draw.randint(0, 1)
+        k, s, p = draw.randint(1 if layers else 2, 4), draw.randint(1, 2), draw.randint(0, 1)
         if draw.random() < 0.6:
             layers.append(nn.Conv2d(1, 1, k, s, p, dilation=draw.randint(1, 2), bias=False))
             nn.init.ones_(layers[-1].weight)
@@ -69,38 +59,29 @@ def test_receptive_field_is_what_autograd_sees(seed):
             layers.append(nn.AvgPool2d(k, s, padding=min(p, k // 2)))
         layers.append(nn.Identity())
     network, size = nn.Sequential(*layers), draw.randint(150, 170)
-    table = receptive_field(network, size)
+    row = receptive_field(network, size)[-1]
     width = network(torch.ones(1, 1, size, size)).shape[-1]
     first, last = seen(network, size, width // 2)
-    if table:
-        assert table[-1]["n_out"] == width and table[-1]["r_out"] == last - first + 1
-        assert table[-1]["j_out"] == seen(network, size, width // 2 + 1)[0] - first
-    else:
-        assert (first, last, width) == (width // 2, width // 2, size)
+    step = seen(network, size, width // 2 + 1)[0] - first
+    assert (row["n_out"], row["r_out"], row["j_out"]) == (width, last - first + 1, step)
 
 
 def test_receptive_field_counts_a_shared_layer_twice_and_stops_at_the_linear_layer():
     shared = nn.Conv2d(1, 1, 3, padding=1)
-    stack = nn.Sequential(shared, nn.ReLU(), shared, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 10))
-    assert [(row["layer"], row["r_out"], row["n_out"]) for row in receptive_field(stack)] == [
-        *(("0", 3, 28), ("2", 5, 28), ("3", 32, 1))
-    ]
+    stack = nn.Sequential(shared, nn.Conv2d(1, 1, 1), shared, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 10))
+    rows = [(row["layer"], row["r_out"], row["n_out"]) for row in receptive_field(stack)]
+    assert rows == [("0", 3, 28), ("2", 5, 28), ("3", 32, 1)]
 
 
 class Residual(nn.Module):
-    def forward(self, x):
-        return x
+    pass
 
 
-@pytest.mark.parametrize(
-    "layer",
-    [
-        *(nn.Conv2d(1, 1, (3, 5)), nn.Conv2d(1, 1, 3, padding="same"), nn.MaxPool2d(2, ceil_mode=True)),
-        *(nn.AdaptiveAvgPool2d(3), nn.ConvTranspose2d(1, 1, 2), nn.ZeroPad2d(1), nn.Upsample(scale_factor=2)),
-        *(nn.Linear(2, 2), Residual()),
-    ],
-    ids=lambda layer: type(layer).__name__,
-)
+REFUSED = [nn.Conv2d(1, 1, (3, 5)), nn.Conv2d(1, 1, 3, padding="same"), nn.MaxPool2d(2, ceil_mode=True)]
+REFUSED += [nn.AdaptiveAvgPool2d(3), nn.ConvTranspose2d(1, 1, 2), nn.ZeroPad2d(1), nn.Linear(2, 2), Residual()]
+
+
+@pytest.mark.parametrize("layer", REFUSED, ids=lambda layer: type(layer).__name__)
 def test_what_has_no_receptive_field_here_is_named(layer):
     with pytest.raises(ValueError, match=type(layer).__name__):
         receptive_field(nn.Sequential(nn.ReLU(), layer))

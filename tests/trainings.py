@@ -24,12 +24,3 @@ def fit(train, test, epochs, checkpoint=None, **options) -> tuple:
     """The network and the history of a training."""
     parts = start(train, **options)
     return parts[0], utils.fit(*parts, test, epochs, checkpoint)
-
-
-def assert_same(one, other) -> None:
-    """Two trainings ended with the same weights and the same history, bit for bit."""
-    (network, history), (expected, expected_history) = one, other
-    for name, value in expected.state_dict().items():
-        assert torch.equal(network.state_dict()[name], value), name
-    for name in expected_history.keys() - {"seconds"}:
-        assert history[name] == expected_history[name], name
