@@ -337,10 +337,13 @@ class DrawingPad(anywidget.AnyWidget):
         self.on_msg(self._read)
 
     def _read(self, _: object, content: dict, buffers: list[memoryview]) -> None:
-        """Answer a drawing, grey bytes row by row, with what the network makes of it."""
-        drawing = np.frombuffer(buffers[0], np.uint8).reshape(content["side"], content["side"])
+        """Answer a drawing, gray bytes row by row, with what the network makes of it, or why it cannot."""
+        answer = dict(number=content.get("number"), probabilities=[])
         try:
+            drawing = np.frombuffer(buffers[0], np.uint8).reshape(content["side"], content["side"])
             digit, probabilities, _ = read_digit(self._network, drawing)
-            self.send(dict(probabilities=probabilities.tolist(), message=f"this is a {digit}"))
-        except ValueError as error:
-            self.send(dict(probabilities=[], message=str(error)))
+            answer.update(probabilities=probabilities.tolist(), message=f"this is a {digit}")
+        except Exception as error:  # whatever it is: Jupyter would show nothing, and the reader wait in vain
+            name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            answer.update(message=f"{name}{error}")
+        self.send(answer)
