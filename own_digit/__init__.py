@@ -51,13 +51,13 @@ def prepare(picture: Picture) -> Tensor:
     """
     picture = _open(picture)
     ink = _digit_ink(picture)
-    box = bounding_box(ink > 0)
+    box = bounding_box(ink > 0.1)
     scale, margin = max(picture.size) / SIDE, max(ink[box].shape)
     if scale > 1 and margin < SIDE / 2:  # what is small on a large page deserves all its pixels
         (top, bottom), (left, right) = ((scale * (side.start - margin), scale * (side.stop + margin)) for side in box)
         picture = picture.crop((max(left, 0), max(top, 0), min(right, picture.width), min(bottom, picture.height)))
         ink = _digit_ink(picture)
-        box = bounding_box(ink > 0)
+        box = bounding_box(ink > 0.1)
     ink = ink[box]
     radius = round((0.1 * max(ink.shape) - _stroke(ink > 0.5)) / 2)
     if radius > 0:
@@ -151,7 +151,7 @@ def _digit_ink(picture: Image.Image) -> np.ndarray:
     gray, *colors = (np.asarray(part, np.float32) / 255 for part in (picture.convert("L"), *picture.split()))
     channels = [gray] + [color for color in colors if np.abs(color - gray - np.mean(color - gray)).max() > 0.1]
     lights = [light for channel in channels for light in (channel, 1 - channel)]
-    found = [_find(ink, trust) for light in lights for ink, trust in _darker_than_paper(light)]
+    found = [_find(light, ink, trust) for light in lights for ink, trust in _darker_than_paper(light)]
     score, ink, mask, digit = max(found, key=lambda candidate: candidate.score)
     if score == 0:
         raise ValueError("there is no digit to be seen; write one digit with a dark pen on light paper, or the reverse")
@@ -178,7 +178,7 @@ def _darker_than_paper(brightness: np.ndarray) -> list[tuple[np.ndarray, float]]
     return [(np.clip(even - smooth, 0, None), 1.0), (np.clip(uneven - smooth, 0, None), 0.3)]
 
 
-def _find(ink: np.ndarray, trust: float) -> _Found:
+def _find(light: np.ndarray, ink: np.ndarray, trust: float) -> _Found:
     """What is most likely a digit in the `ink`, with a score: a digit is slim, of one piece, dark, and on paper."""
     from skimage.filters import threshold_otsu
     from skimage.measure import label, regionprops
@@ -196,13 +196,15 @@ def _find(ink: np.ndarray, trust: float) -> _Found:
     if not parts or sum(area for area in areas if area >= 0.2 * max(areas)) < 0.5 * sum(areas):
         return _Found()  # noise has specks of all sizes
     digit = np.isin(regions, [part.label for part in parts if part.area >= 0.03 * max(areas)])
-    contrast = ink[digit].mean() - ink[~mask].mean()
+    usual = np.median(light[~mask]) - light[digit].mean()  # ink is darker than most of the page, not only nearby
+    contrast = min(ink[digit].mean() - ink[~mask].mean(), usual)
     if contrast < 0.08:
         return _Found()
     slim = 1 - 2 * _depth(digit).max() / max(digit[bounding_box(digit)].shape)
-    on_paper = 1 - min(_edge(mask[depth : len(mask) - depth, depth : mask.shape[1] - depth]) for depth in (0, 5)) / 2
-    whole = max(areas) / sum(areas) * (0.9 if _edge(digit) else 1)
-    return _Found(trust * max(slim, 0.01) ** 2 * on_paper**2 * whole**3 * contrast, ink, mask, digit)
+    within = SIDE // 12 if _edge(mask) > 0.95 else 0  # a frame all around is no ink of the digit
+    on_paper = 1 - _edge(mask[within : len(mask) - within, within : mask.shape[1] - within]) / 2
+    whole = max(areas) / sum(areas) * (0.8 if _edge(digit) else 1)
+    return _Found(trust * max(slim, 0.01) ** 2 * on_paper**2 * whole**2 * contrast, ink, mask, digit)
 
 
 def _on_paper(parts: list, page: tuple[int, int]) -> list:
