@@ -130,13 +130,7 @@ def _from_array(array: np.ndarray | Tensor) -> Image.Image:
 # From RGB to the ink of one digit -------------------------------------------------------------------------------------
 
 
-class _Found(NamedTuple):
-    """Ink that was taken for a digit."""
-
-    score: float = 0.0  # how much it looks like one, 0 if not at all
-    ink: np.ndarray | None = None  # float [H, W], 0 for paper
-    mask: np.ndarray | None = None  # bool [H, W], where there is ink
-    digit: np.ndarray | None = None  # bool [H, W], where it is the digit's
+Found = tuple[float, np.ndarray, np.ndarray, np.ndarray]  # score, ink [H, W], where there is any, where the digit's
 
 
 def _digit_ink(picture: Image.Image) -> np.ndarray:
@@ -152,9 +146,10 @@ def _digit_ink(picture: Image.Image) -> np.ndarray:
     channels = [gray] + [color for color in colors if np.abs(color - gray - np.mean(color - gray)).max() > 0.1]
     lights = [light for channel in channels for light in (channel, 1 - channel)]
     found = [_find(light, ink, trust) for light in lights for ink, trust in _darker_than_paper(light)]
-    score, ink, mask, digit = max(found, key=lambda candidate: candidate.score)
-    if score == 0:
+    found = [candidate for candidate in found if candidate]
+    if not found:
         raise ValueError("there is no digit to be seen; write one digit with a dark pen on light paper, or the reverse")
+    _, ink, mask, digit = max(found, key=lambda candidate: candidate[0])
     if (digits := _count_digits(digit)) > 1:
         raise ValueError(f"there seem to be {digits} digits; cut out one of them")
     near = ndimage.distance_transform_edt(~digit) <= max(_stroke(digit) / 2, scale)
@@ -178,14 +173,14 @@ def _darker_than_paper(brightness: np.ndarray) -> list[tuple[np.ndarray, float]]
     return [(np.clip(even - smooth, 0, None), 1.0), (np.clip(uneven - smooth, 0, None), 0.3)]
 
 
-def _find(light: np.ndarray, ink: np.ndarray, trust: float) -> _Found:
+def _find(light: np.ndarray, ink: np.ndarray, trust: float) -> Found | None:
     """What is most likely a digit in the `ink`, with a score: a digit is slim, of one piece, dark, and on paper."""
     from skimage.filters import threshold_otsu
     from skimage.measure import label, regionprops
 
     mask = ink > max(threshold_otsu(ink), 0.04)
     if not 0 < mask.mean() < 0.8:
-        return _Found()
+        return None
     ink = _without_lines(ink, mask)
     mask = ink > max(threshold_otsu(ink), 0.04)
     regions = label(mask, connectivity=2)
@@ -194,26 +189,26 @@ def _find(light: np.ndarray, ink: np.ndarray, trust: float) -> _Found:
     parts = _on_paper(regionprops(regions), mask.shape)
     areas = [part.area for part in parts]
     if not parts or sum(area for area in areas if area >= 0.2 * max(areas)) < 0.5 * sum(areas):
-        return _Found()  # noise has specks of all sizes
+        return None  # noise has specks of all sizes
     digit = np.isin(regions, [part.label for part in parts if part.area >= 0.03 * max(areas)])
     usual = np.median(light[~mask]) - light[digit].mean()  # ink is darker than most of the page, not only nearby
     contrast = min(ink[digit].mean() - ink[~mask].mean(), usual)
     if contrast < 0.08:
-        return _Found()
+        return None
     slim = 1 - 2 * _depth(digit).max() / max(digit[bounding_box(digit)].shape)
     within = SIDE // 12 if _edge(mask) > 0.95 else 0  # a frame all around is no ink of the digit
     on_paper = 1 - _edge(mask[within : len(mask) - within, within : mask.shape[1] - within]) / 2
     whole = max(areas) / sum(areas) * (0.8 if _edge(digit) else 1)
-    return _Found(trust * max(slim, 0.01) ** 2 * on_paper**2 * whole**2 * contrast, ink, mask, digit)
+    return trust * max(slim, 0.01) ** 2 * on_paper**2 * whole**2 * contrast, ink, mask, digit
 
 
 def _on_paper(parts: list, page: tuple[int, int]) -> list:
     """The parts that may be a digit, of all regions of ink."""
-    free = [part for part in parts if not any(_touches(part, page))]
-    inner = [part for part in parts if not any(_lies_along(part, page))]
+    free = [part for part in parts if not _touches(part, page).any()]
+    inner = [part for part in parts if not _lies_along(part, page)]
     if free and max(inner, key=_length) in free:  # a digit that is free of the edge owns nothing that touches it
         parts = free
-    boxes = [box for box in parts if np.sum(np.array(_sides(box)) > 0.7) >= 3]
+    boxes = [box for box in parts if (_sides(box) > 0.7).sum() >= 3]
     parts = [part for part in parts if not (part in boxes and any(_holds(part, other) for other in parts))]
     if not parts:
         return []
@@ -225,24 +220,23 @@ def _on_paper(parts: list, page: tuple[int, int]) -> list:
     return [part for part in parts if part not in thin + round_]
 
 
-def _touches(part, page: tuple[int, int]) -> list[bool]:
+def _touches(part, page: tuple[int, int]) -> np.ndarray:
     """Which sides of the page it touches: top, bottom, left, right."""
     top, left, bottom, right = part.bbox
-    return [top == 0, bottom == page[0], left == 0, right == page[1]]
+    return np.array([top == 0, bottom == page[0], left == 0, right == page[1]])
 
 
-def _sides(part) -> list[float]:
+def _sides(part) -> np.ndarray:
     """How much of the four sides of its own box it covers: top, bottom, left, right."""
     depth, image = max(_length(part) // 25, 1), part.image
     ends = image[:depth], image[-depth:], image[:, :depth].T, image[:, -depth:].T
-    return [float(end.any(axis=0).mean()) for end in ends]
+    return np.array([end.any(axis=0).mean() for end in ends])
 
 
-def _lies_along(part, page: tuple[int, int]) -> list[bool]:
-    """Which sides of the page it covers."""
-    height, width = (side > 0.9 * whole for side, whole in zip(part.image.shape, page))
-    whole = (width, width, height, height)
-    return [t and side > 0.6 and w for t, side, w in zip(_touches(part, page), _sides(part), whole)]
+def _lies_along(part, page: tuple[int, int]) -> bool:
+    """Whether it covers a side of the page."""
+    height, width = np.array(part.image.shape) > 0.9 * np.array(page)
+    return bool((_touches(part, page) & (_sides(part) > 0.6) & [width, width, height, height]).any())
 
 
 def _holds(box, other) -> bool:

@@ -35,7 +35,7 @@ def seven(digits):
 def test_mnist_digits_are_left_nearly_as_they_are(network, digits):
     images, labels = digits
     prepared = torch.stack([prepare(image) for image in images])
-    assert np.abs(prepared.numpy().astype(int) - images).mean() < 4  # of 255
+    assert np.abs(prepared.numpy().astype(int) - images).mean() < 10  # of 255
     assert utils.evaluate(network, prepared, labels)[1] >= 0.99
 
 
