@@ -98,13 +98,14 @@ def count(network: nn.Module, images: Tensor, labels: Tensor, kind: str, draw: n
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    environment = storage.environment("cpu")  # of the code that was started, whatever is edited meanwhile
     network = storage.load_weights(Net(), ROOT / "results" / "weights.pt")
     _, (images, labels) = utils.load_mnist(ROOT / "data", "cpu")
     correct = (utils.predict(network, images).argmax(1) == labels).nonzero()[:COUNT, 0]
     draw = np.random.default_rng(SEED)
     kinds = {kind: count(network, images[correct], labels[correct], kind, draw) for kind in tqdm(KINDS, unit="kind")}
     record = dict(digits=len(correct), kinds=kinds, seed=SEED, command="python -m experiments.pasted")
-    storage.save_record(ROOT / "results" / "own_digits.json", record | storage.environment("cpu"))
+    storage.save_record(ROOT / "results" / "own_digits.json", record | environment)
 
 
 if __name__ == "__main__":
