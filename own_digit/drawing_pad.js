@@ -1,6 +1,6 @@
-// A canvas to draw a digit on, and the ten probabilities as bars. Python is sent the drawing, grey bytes of SENT × SENT,
-// and answers with `probabilities`, none if it sees no digit, and a `message`.
-const SHOWN = 280, SENT = 140;
+// A canvas to draw a digit on, and the ten probabilities as bars. Python is sent a number and the drawing, gray bytes
+// of SENT × SENT, and answers with that `number`, `probabilities`, none if it sees no digit, and a `message`.
+const SHOWN = 280, SENT = 140, PATIENCE = 5000;  // pixels, pixels, milliseconds
 
 function render({ model, el }) {
   el.classList.add("drawing-pad");
@@ -28,7 +28,7 @@ function render({ model, el }) {
   side.append(bars, text, clear);
   el.append(canvas, side);
 
-  let drawing = false, waiting = false, changed = false;
+  let drawing = false, waiting = false, changed = false, number, timer;
 
   function wipe() {
     context.fillStyle = "white";
@@ -37,15 +37,26 @@ function render({ model, el }) {
     context.lineCap = context.lineJoin = "round";
   }
 
-  // One drawing is on its way at a time; what was drawn meanwhile is sent when the answer has come.
+  // One drawing is on its way at a time; of what is drawn meanwhile, the newest is sent when the answer has come or is
+  // overdue, as when the kernel is busy or gone. Of two answers only that to the newest drawing is shown.
   function send() {
-    if (waiting) { changed = true; return; }
+    changed = waiting;
+    if (waiting) return;
     smallContext.drawImage(canvas, 0, 0, SENT, SENT);
     const rgba = smallContext.getImageData(0, 0, SENT, SENT).data;
-    const grey = new Uint8Array(SENT * SENT);
-    for (let i = 0; i < grey.length; i++) grey[i] = rgba[4 * i];
+    const gray = Uint8Array.from({ length: SENT * SENT }, (_, i) => rgba[4 * i]);
     waiting = true;
-    model.send({ side: SENT }, undefined, [grey.buffer]);
+    number = Math.random();
+    const message = "no answer yet: is the kernel busy or stopped?";
+    timer = setTimeout(() => go({ probabilities: [], message }), PATIENCE);
+    model.send({ number, side: SENT }, undefined, [gray.buffer]);
+  }
+
+  function go(answer) {
+    clearTimeout(timer);
+    waiting = false;
+    show(answer);
+    if (changed) send();
   }
 
   function show({ probabilities, message }) {
@@ -54,16 +65,10 @@ function render({ model, el }) {
       const share = probabilities[digit] ?? 0;
       row.classList.toggle("best", digit === best);
       row.querySelector(".bar").style.width = `${100 * share}%`;
-      row.querySelector(".share").textContent = probabilities.length ? `${(100 * share).toFixed(1)} %` : "";
+      row.querySelector(".share").textContent = probabilities.length ? `${(100 * share).toFixed(1)}%` : "";
     });
     text.textContent = message;
     el.dataset.digit = probabilities.length ? best : "";
-  }
-
-  function receive(answer) {
-    waiting = false;
-    show(answer);
-    if (changed) { changed = false; send(); }
   }
 
   function point(event) {
@@ -90,7 +95,7 @@ function render({ model, el }) {
     canvas.addEventListener(name, () => { if (drawing) { drawing = false; send(); } });
   }
   clear.addEventListener("click", () => { wipe(); send(); });
-  model.on("msg:custom", receive);
+  model.on("msg:custom", (answer) => { if (answer.number === number) go(answer); });
 
   wipe();
   show({ probabilities: [], message: "draw one digit, as large as you like" });
