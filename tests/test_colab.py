@@ -114,13 +114,6 @@ def test_the_files_come_from_where_the_notebook_was_opened(path, repository, col
     assert run(tmp_path, colab(path) | NOWHERE, times=2) == [told, folder]
 
 
-@pytest.mark.parametrize("path, folder", [(None, "clone"), (DRIVE, "drive/MyDrive/Colab Notebooks/A6")])
-def test_files_beside_the_notebook_are_used_without_a_word(path, folder, colab, tmp_path):
-    """In a clone, and in Colab after `%cd` into the notebook's folder on a mounted Drive; nothing can be fetched."""
-    copy_files(tmp_path / folder)
-    assert run(tmp_path / folder, colab(path) | NOWHERE, times=2) == [str((tmp_path / folder).resolve())]
-
-
 STOPS = [
     (None, dict(PATH="/nowhere"), "not found"),
     (None, NOWHERE, "unable to access"),
@@ -148,20 +141,22 @@ SET_UP = [
     (None, "2.5.1+cu124", "", "installed: 2.5.1+cu124. To get it, run pip install -r"),
     (None, "10.0", "torchsummary anywidget nbval", "network and run this again. ERROR: no torchsummary anywidget"),
     (None, "10.0", "nbval ipykernel", ""),
+    (DRIVE, "10.0", "nbval ipykernel", ""),
 ]
 
 
 @pytest.mark.parametrize("path, torch, missing, reason", SET_UP)
-def test_an_old_pytorch_and_what_colab_lacks_are_said_in_one_line(path, torch, missing, reason, colab, tmp_path):
-    """By a stub of pip, which fails with what it is asked for; a newer ipykernel would break Colab's session."""
-    copy_files(tmp_path)
+def test_files_beside_the_notebook_say_only_what_they_lack(path, torch, missing, reason, colab, tmp_path):
+    """In a clone, and in Colab after `%cd` on a mounted Drive; nothing can be fetched. PyTorch is stubbed, and pip,
+    which fails with what it is asked for; a newer ipykernel would break Colab's session."""
+    copy_files(folder := tmp_path / "MyDrive/Colab Notebooks/A6")
     stub = "import sys\nsys.exit(f'WARNING: retry\\nERROR: no ' + ' '.join(sys.argv[3:]))\n"
-    (tmp_path / "pip.py").write_text(stub, encoding="utf-8")
-    (tmp_path / "torch.dist-info").mkdir()
-    (tmp_path / "torch.dist-info/METADATA").write_text(f"Name: torch\nVersion: {torch}\n", encoding="utf-8")
-    *said, end = run(tmp_path, colab(path) | dict(PYTHONPATH=str(tmp_path)), missing=missing)
+    (folder / "pip.py").write_text(stub, encoding="utf-8")
+    (folder / "torch.dist-info").mkdir()
+    (folder / "torch.dist-info/METADATA").write_text(f"Name: torch\nVersion: {torch}\n", encoding="utf-8")
+    *said, end = run(folder, colab(path) | NOWHERE | dict(PYTHONPATH=str(folder)), times=2, missing=missing)
     assert len(said) == bool(reason) and reason in "".join(said)
-    assert end == ("stopped" if reason else str(tmp_path.resolve()))
+    assert end == ("stopped" if reason else str(folder.resolve()))
 
 
 @pytest.mark.parametrize("page", ["A6.ipynb", "beyond.ipynb", "README.md"])

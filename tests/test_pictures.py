@@ -68,9 +68,8 @@ def test_receptive_field_frames_the_pixels_that_the_middle_unit_depends_on(netwo
         out = torch.nn.Sequential(*blocks[:depth])(image)
         middle = out.shape[-1] // 2
         (gradient,) = torch.autograd.grad(out[0, :, middle, middle].sum(), image)
-        frame = figure.axes[depth - 1].patches[0]
+        frame, seen = figure.axes[depth - 1].patches[0], gradient[0, 0].nonzero()
         left, width = round(frame.get_x() + 0.5), frame.get_width()
-        seen = gradient[0, 0].nonzero()
         assert seen.min() >= left and seen.max() < left + width and frame.get_height() == width
 
 

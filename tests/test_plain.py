@@ -119,10 +119,8 @@ def test_tracing_and_export(network, x):
 
 def test_monte_carlo_dropout(left, network, x):
     for layer in network.modules():
-        if isinstance(layer, nn.Dropout2d):
-            layer.p = 0.2
-    assert train(left, network)["train_loss"]
-    assert network.train()(x).isfinite().all() and not torch.equal(network(x), network(x))
+        layer.p = 0.2
+    assert train(left, network)["train_loss"] and not torch.equal(network.train()(x), network(x))
 
 
 def test_anomaly_detection_autocast_and_double_backward(left, network, x):
