@@ -169,4 +169,4 @@ def test_speed_times_whole_trainings_that_take_turns(capsys):
         assert run["seconds"] == pytest.approx(run["setup_seconds"] + sum(run["epoch_seconds"]))
         assert len(run["epoch_seconds"]) == len(run["test_accuracy"]) == 1 and run["peak_memory_mb"] > 100
     turns = [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
-    assert turns == [f"epoch {turn}, {loop} {recipe}" for turn in (0, 1) for loop, recipe in speed.PROGRAMS]
+    assert turns == [f"epoch {turn}, {loop} loop, {recipe}" for turn in (0, 1) for loop, recipe in speed.PROGRAMS]
