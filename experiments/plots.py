@@ -179,8 +179,8 @@ def calibration(labels: Tensor, log_probabilities: Tensor) -> Figure:
         low, high = stats.binomtest(k, n).proportion_ci(method="wilson")
         points.append((confidence[chosen].mean().item(), k / n, k / n - low, high - k / n))
     x, y, *ends = 100 * np.transpose(points)
-    label = "one bin of test images, with its 95% interval"
-    above.errorbar(x, y, ends, fmt="o", color=BLUE, capsize=4, label=label)
+    above.errorbar(x, y, ends, fmt="o", color=BLUE, capsize=4)
+    above.errorbar([], [], [], fmt="o", color=BLUE, label="one bin of test images, with its 95% interval")
     above.set(ylim=(0, 103), ylabel="accuracy (%)")
     above.legend(loc="upper left")
     counts = torch.bincount(bins.cpu(), minlength=10).tolist()

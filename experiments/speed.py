@@ -120,7 +120,7 @@ def measure(images: int, most_epochs: int) -> list[dict]:
         for turn in range(1 + most_epochs):  # the first one is the set-up
             for loop, recipe in (program for program in PROGRAMS if turn <= RECIPES[program[1]].epochs):
                 steps[loop, recipe].append(pools[loop, recipe].submit(step).result())
-                print(f"epoch {turn}, {loop} {recipe}: {steps[loop, recipe][-1][0]:.1f} s", flush=True)
+                print(f"epoch {turn}, {loop} loop, {recipe}: {steps[loop, recipe][-1][0]:.1f} s", flush=True)
     for loop, recipe in PROGRAMS:
         seconds, accuracies, memory = zip(*steps[loop, recipe])
         times = dict(setup_seconds=seconds[0], epoch_seconds=seconds[1:], seconds=sum(seconds))
