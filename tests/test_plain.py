@@ -65,7 +65,7 @@ def train(left, network) -> dict:
 
 
 def test_it_is_what_net_builds(network):
-    assert type(network) is Net and str(network) == str(Net()) and "inplace" not in str(network)
+    assert type(network) is Net and str(network) == str(Net()) and "inplace=True" not in str(network)
     assert all(parameter.is_contiguous() and parameter.layout == torch.strided for parameter in network.parameters())
     for layer in network.modules():
         assert not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
