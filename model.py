@@ -60,7 +60,7 @@ class Net(nn.Sequential):
 
     def __getitem__(self, index: int | slice) -> nn.Module:
         """One block, or, for a slice, a plain `nn.Sequential` of blocks."""
-        return nn.Sequential(OrderedDict(self.named_children()))[index]
+        return nn.Sequential(OrderedDict(self._modules))[index]
 
 
 # Layers that compute every output pixel from the same input pixel, and so leave the receptive field as it is.

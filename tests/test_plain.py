@@ -185,8 +185,7 @@ def test_another_number_is_another_training_and_going_back_finds_the_old_one(lef
     (cell,) = [cell for cell in NOTEBOOK.cells if "training" in cell.metadata.get("tags", [])]
     test = left["test"][0][:100], left["test"][1][:100]
     for rate in (0.25, 0.1, 0.25):
-        hyperparameters = left["hyperparameters"] | dict(learning_rate=rate)
-        changed = dict(RUNS=tmp_path, LEARNING_RATE=rate, hyperparameters=hyperparameters, test=test)
+        changed = dict(RUNS=tmp_path, LEARNING_RATE=rate, test=test)
         exec(cell.source, namespace := left | changed)
         assert namespace["history"]["learning_rate"] == [rate]
     assert capsys.readouterr().out.count("1 epochs loaded") == 1 and len(list(tmp_path.iterdir())) == 2
@@ -195,7 +194,7 @@ def test_another_number_is_another_training_and_going_back_finds_the_old_one(lef
 def test_papermill_changes_a_number(monkeypatch):
     monkeypatch.chdir(ROOT)
     changed = parameterize_notebook(load_notebook_node(str(ROOT / "A6.ipynb")), dict(EPOCHS=2, LEARNING_RATE=0.1))
-    numbers = run(changed, "hyperparameters")["hyperparameters"]
+    numbers = run(changed, "training")["hyperparameters"]
     assert (numbers["epochs"], numbers["learning_rate"], numbers["batch_size"]) == (2, 0.1, 128)
 
 

@@ -72,9 +72,17 @@ class Mirrored(Net):
 
 HOOKED = Net()
 HOOKED.conv2.register_forward_hook(lambda *_: None)
-FAST = Net(), layers(nn.ReLU(inplace=True)), layers(nn.BatchNorm2d(4), nn.MaxPool2d(2))
-REFUSED = [Net(0.1), HOOKED, Mirrored(), layers(nn.SiLU()), layers(nn.BatchNorm2d(4, affine=False))]
-REFUSED += [layers(nn.GELU("tanh")), layers(nn.MaxPool2d(2, dilation=2))]
+SHARED = nn.ReLU()  # a layer in two places
+FAST = Net(), layers(nn.ReLU(inplace=True)), layers(SHARED, nn.MaxPool2d(2), nn.BatchNorm2d(4), SHARED)
+REFUSED = [
+    layers(nn.PReLU(4)),
+    Net(0.1),
+    HOOKED,
+    Mirrored(),
+    layers(nn.SiLU()),
+    layers(nn.BatchNorm2d(4, affine=False)),
+]
+REFUSED += [layers(nn.PReLU(4)), layers(nn.GELU("tanh")), layers(nn.MaxPool2d(2, dilation=2))]
 REFUSED += [layers(nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"))]
 
 
