@@ -206,18 +206,19 @@ def _on_paper(parts: list, page: tuple[int, int]) -> list:
     """The parts that may be a digit, of all regions of ink."""
     free = [part for part in parts if not _touches(part, page).any()]
     inner = [part for part in parts if not _lies_along(part, page)]
-    if free and max(inner, key=_length) in free:  # a digit that is free of the edge owns nothing that touches it
-        parts = free
-    boxes = [box for box in parts if (_sides(box) > 0.7).sum() >= 3]
-    parts = [part for part in parts if not (part in boxes and any(_holds(part, other) for other in parts))]
+    if inner and not _touches(max(inner, key=_length), page).any():
+        parts = free  # a digit that is free of the edge owns nothing that touches it
+    boxes = [part.label for part in parts if (_sides(part) > 0.7).sum() >= 3 and any(_holds(part, p) for p in parts)]
+    parts = [part for part in parts if part.label not in boxes]  # a rectangular 0 holds nothing
     if not parts:
         return []
     largest = max(parts, key=lambda part: part.area)
     stroke, length = _stroke(largest.image), _length(largest)
     # a long line half as wide is another pen's; what is as thick as long, and no mere dot, is a blot or a hole
-    thin = [part for part in parts if _length(part) > length / 2 and _stroke(part.image) < stroke / 2]
-    round_ = [part for part in parts if 0.7 * stroke < _length(part) < min(length / 2, 3 * _depth(part.image).max())]
-    return [part for part in parts if part not in thin + round_]
+    thin = [part.label for part in parts if _length(part) > length / 2 and _stroke(part.image) < stroke / 2]
+    bulky = (part for part in parts if 0.7 * stroke < _length(part) < length / 2)
+    blots = [part.label for part in bulky if 2 * _depth(part.image).max() > 0.7 * _length(part)]
+    return [part for part in parts if part.label not in thin + blots]
 
 
 def _touches(part, page: tuple[int, int]) -> np.ndarray:
@@ -308,16 +309,18 @@ def _erase(ink: np.ndarray, lines: np.ndarray, rest: np.ndarray, alone: bool) ->
     """The ink without the level `lines` that are fainter than the `rest` or, `alone`, go on beyond it on both sides."""
     digit, dark = bounding_box(rest)[1], np.quantile(ink[rest], 0.75)
     regions, _ = ndimage.label(lines, np.ones((3, 3)))
+    ink = ink.copy()
     for number, (rows, columns) in enumerate(ndimage.find_objects(regions), 1):
-        line = regions == number
-        thickness = line.sum() / (columns.stop - columns.start)
+        thickness = (regions[rows] == number).sum() / (columns.stop - columns.start)
         inside = 0 < rows.start and rows.stop < len(ink)
         beyond = inside and min(digit.start - columns.start, columns.stop - digit.stop) > 0.1 * SIDE
-        usual = np.median(ink[line])
+        height = 2 * round(thickness) + 5
+        near = slice(max(rows.start - height, 0), rows.stop + height)
+        line, part = regions[near] == number, ink[near]
+        usual = np.median(part[line])
         if thickness <= 0.05 * SIDE and (beyond and alone or usual < 0.75 * dark):
-            line = ndimage.binary_dilation(line, np.ones((3, 1)), iterations=2) & (ink < 1.4 * usual)
-            strokes_across = ndimage.grey_opening(ink, (2 * round(thickness) + 5, 1))
-            ink = np.where(line, strokes_across, ink)  # a darker pen that crosses the line stays
+            line = ndimage.binary_dilation(line, np.ones((3, 1)), iterations=2) & (part < 1.4 * usual)
+            part[line] = ndimage.grey_opening(part, (height, 1))[line]  # a darker pen that crosses the line stays
     return ink
 
 
