@@ -25,6 +25,7 @@ from experiments import RESULTS, ROOT, report
 
 PICTURES = "curves", "seeds", "ingredients", "frontier"  # tags of the cells whose pictures the READMEs show
 NOTEBOOKS = "A6", "beyond"
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def execute(name: str, clone: Path) -> nbformat.NotebookNode:
@@ -38,8 +39,8 @@ def execute(name: str, clone: Path) -> nbformat.NotebookNode:
     for cell in notebook.cells:
         if not cell.metadata.get("tags"):
             cell.metadata.pop("tags", None)
-        if "drawing-pad" in cell.metadata.get("tags", []):  # a widget is nothing without its kernel
-            cell.outputs = []
+        if cell.cell_type == "code":  # a widget, such as a progress bar, is nothing without its kernel
+            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
     return notebook
 
 
@@ -59,7 +60,6 @@ def main() -> None:
         parser.error("A6_SMOKE is set: only a full run is stored; unset it")
     if subprocess.run(["git", "-C", ROOT, "status", "--porcelain"], capture_output=True, text=True).stdout:
         parser.error("there are uncommitted changes, which a record could not name: commit or stash them")
-    os.environ["TQDM_DISABLE"] = "1"  # bars would be stored as dead widgets
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder) / "A6"
         subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
