@@ -10,6 +10,8 @@ import threading
 
 import pytest
 
+from conftest import ROOT
+
 CHROME = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
 if not (CHROME and shutil.which("chromedriver")):
     pytest.skip("needs a browser: chromium and chromedriver", allow_module_level=True)
@@ -32,10 +34,10 @@ NOTEBOOK_IS_IDLE = "//*[contains(@class, 'jp-Notebook-ExecutionIndicator') and @
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory, copy_project):
+def server(tmp_path_factory):
     """The address of JupyterLab on a copy of the project, in smoke mode."""
     folder = tmp_path_factory.mktemp("lab")
-    copy_project(folder / "project")
+    shutil.copytree(ROOT, folder / "project", ignore=shutil.ignore_patterns(".*", "runs", "trials", "__pycache__"))
     settings = folder / "settings/@jupyterlab/notebook-extension/tracker.jupyterlab-settings"
     settings.parent.mkdir(parents=True)
     settings.write_text('{"windowingMode": "none"}', encoding="utf-8")  # keeps cells in the page that are out of sight
