@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -31,6 +32,7 @@ DRAWINGS = {
 }
 FLAGS = "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1400,1000"
 NOTEBOOK_IS_IDLE = "//*[contains(@class, 'jp-Notebook-ExecutionIndicator') and @data-status='idle']"
+CELL_HAS_STARTED = "//*[contains(@class, 'jp-InputPrompt') and translate(text(), '[]: ', '') != '']"
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +65,13 @@ def page(server):
     with webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver"))) as browser:
         browser.get(f"{server}/tree/A6.ipynb")
         wait_for(browser, By.XPATH, NOTEBOOK_IS_IDLE)
-        for kind, text in (("MenuBar", "Run"), ("Menu", "Run All Cells")):
-            wait_for(browser, By.XPATH, f"//div[contains(@class, 'lm-{kind}-itemLabel') and text()='{text}']").click()
+        for _ in range(10):  # a kernel that does not listen yet drops what it is told
+            for kind, text in (("MenuBar", "Run"), ("Menu", "Run All Cells")):
+                place = By.XPATH, f"//div[contains(@class, 'lm-{kind}-itemLabel') and text()='{text}']"
+                wait_for(browser, *place).click()
+            time.sleep(5)
+            if browser.find_elements(By.XPATH, CELL_HAS_STARTED):
+                break
         wait_for(browser, By.CSS_SELECTOR, ".drawing-pad canvas")
         yield browser
 
