@@ -5,7 +5,7 @@
 Each is a process of its own, with all of its set-up, epochs and test passes. They take turns, an epoch at a time, while
 the others wait, so that what else the machine does touches all of them; the ratio of two epochs is taken within a turn.
 The reference's loop (a DataLoader that transforms image by image, layers with zero-width replicate padding) is written
-anew from its description. Takes about ten minutes; run nothing else meanwhile. Needs Linux, for the peak memory.
+anew from its description. Takes over twenty minutes; run nothing else meanwhile. Needs Linux, for the peak memory.
 """
 
 import argparse
