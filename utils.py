@@ -212,7 +212,7 @@ class Blocked(nn.Module):
 
 # The layers that are used in it; oneDNN's PReLU, for one, writes beyond its memory.
 BLOCKED = nn.Sequential, nn.Conv2d, nn.ReLU, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d
-BLOCKED += nn.Flatten, nn.Linear, nn.LogSoftmax, nn.Dropout, nn.Dropout2d
+BLOCKED += nn.Flatten, nn.Linear, nn.LogSoftmax, nn.Dropout, nn.Dropout2d, nn.Identity
 
 
 def blocked(network: nn.Module, x: Tensor) -> nn.Module:
