@@ -15,7 +15,7 @@ from scipy import stats
 
 import storage
 from experiments import RESULTS, ROOT
-from experiments.recipes import ABLATIONS, AMOUNTS, RECIPES
+from experiments.recipes import ABLATIONS, RECIPES
 from experiments.study import Study, change, checked
 
 GOAL = 0.994  # final test accuracy
@@ -92,22 +92,6 @@ def result() -> str:
     return _table("training | seeds: | final test accuracy: | lowest: | above 99.4%: | parameters: | epochs:", rows)
 
 
-def hyperparameters() -> str:
-    """The settings of the notebook's recipe and of the one-cycle recipe, under their names in PyTorch."""
-    a, b = RECIPES["reference"], RECIPES["one-cycle"]
-    same = ("epochs", "batch_size", "momentum", "nesterov", "weight_decay")
-    scheduler = f"`StepLR(step_size={a.step_size}, gamma={a.gamma})`, in epochs"
-    cycle = f'`OneCycleLR(pct_start={b.pct_start}, anneal_strategy="linear")`, in steps'
-    zoom = f"`RandomApply([CenterCrop(22), Resize(28)], p={a.zoom_probability})`"
-    amounts = " · ".join(f"{name.removeprefix('max_')} ± {getattr(b, name):g}" for name in AMOUNTS)
-    rows = [(name, getattr(a, name), getattr(b, name)) for name in same]
-    rows.append(("learning rate", a.learning_rate, f"{b.learning_rate} at its peak"))
-    rows.append(("scheduler", scheduler, cycle))
-    rows.append(("augmentation", f"{zoom}, `RandomRotation({a.max_degrees:g})`", f"`random_affine`: {amounts}"))
-    rows.append(("`Dropout2d(p)`", a.dropout, b.dropout))
-    return _table("hyperparameter | `A6.ipynb` | `beyond.ipynb`, one cycle", rows)
-
-
 def seeds() -> str:
     """One row per recipe that is no ablation: the final accuracies of its seeds."""
     names = [name for name in recorded() if name not in ABLATIONS]
@@ -173,21 +157,21 @@ def own_digits() -> str:
 
 
 def speed() -> str:
-    """Trainings of the reference's loop, of ours, and of the fastest recipe, in turn; whole ones where they were."""
+    """Trainings of the reference's loop, of ours, and of the fastest recipe; whole ones where they were."""
     runs, rows = checked(RESULTS / "speed.json")["runs"], []
     for run in runs:
-        seconds, name, memory = run["epoch_seconds"], run["recipe"], f"{run['peak_memory_mb']:,}"
-        ratios = [theirs / ours for theirs, ours in zip(runs[0]["epoch_seconds"], seconds)]
-        epoch = f"{median(seconds):.1f}", f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        is_whole = len(seconds) == RECIPES[name].epochs
-        whole = (f"{run['seconds']:.0f}", f"{run['test_accuracy'][-1]:.2%}") if is_whole else ("", "")
-        rows.append((run["loop"], f"`{name}`", len(seconds), *epoch, *whole, memory))
-    whole = "whole run, s: | final test accuracy: | peak memory, MB:"
-    return _table(f"loop | recipe | epochs timed: | epoch, s: | times as fast, median (range): | {whole}", rows)
+        epochs, recipe, memory = run["epoch_seconds"], run["recipe"], f"{run['peak_memory_mb']:,}"
+        cells = [run["loop"], f"`{recipe}`", len(epochs), memory, f"{median(epochs):.1f}"]
+        cells.append(f"{median(runs[0]['epoch_seconds']) / median(epochs):.2f}")
+        if len(epochs) == RECIPES[recipe].epochs:
+            cells += [f"{run['seconds']:.0f}", f"{run['test_accuracy'][-1]:.2%}"]
+        rows.append(cells + [""] * (8 - len(cells)))
+    columns = "epochs timed: | peak memory, MB: | median epoch, s: | times as fast: | whole run, s: | final accuracy:"
+    return _table(f"loop | recipe | {columns}", rows)
 
 
 PAGES: dict[str, tuple[Callable[[], str], ...]] = {
-    "README.md": (result, hyperparameters),
+    "README.md": (result,),
     "results/README.md": (seeds, ingredients, frontier, speed, own_digits, trials),
 }
 

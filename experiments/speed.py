@@ -2,10 +2,9 @@
 
     python -m experiments.speed
 
-Each is a process of its own, with all of its set-up, epochs and test passes. They take turns, an epoch at a time, while
-the others wait, so that what else the machine does touches all of them; the ratio of two epochs is taken within a turn.
-The reference's loop (a DataLoader that transforms image by image, layers with zero-width replicate padding) is written
-anew from its description. Takes over twenty minutes; run nothing else meanwhile. Needs Linux, for the peak memory.
+Each runs in a process of its own, one after the other, with all of its set-up, epochs and test passes. The reference's
+loop (a DataLoader that transforms image by image, layers with zero-width replicate padding) is written anew from its
+description. Takes over twenty minutes; run nothing else meanwhile. Needs Linux, for the peak memory.
 """
 
 import argparse
@@ -16,9 +15,6 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -54,8 +50,8 @@ def reference_test(network: nn.Module, loader: DataLoader) -> float:
     return correct / len(loader.dataset)
 
 
-def reference_training(images: int) -> Iterator[float | None]:
-    """The reference solution's training: yields None after the set-up, then the accuracy after every epoch."""
+def reference_training(images: int, epochs: int) -> dict[str, list[float]]:
+    """The reference solution's training: seconds and test accuracy of every epoch."""
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(ROOT / "data" / "MNIST", Path(folder, "MNIST"))
         MNIST(folder, download=True)  # unpacks
@@ -69,8 +65,9 @@ def reference_training(images: int) -> Iterator[float | None]:
             layer.padding_mode = "replicate"  # copies every activation
     optimizer = optim.SGD(network.parameters(), lr=0.25, momentum=0.9)
     scheduler = optim.lr_scheduler.StepLR(optimizer, step_size=10, gamma=0.1)
-    yield None
-    while True:
+    history = dict(seconds=[], test_accuracy=[])
+    for epoch in range(1, epochs + 1):
+        start = time.perf_counter()
         network.train()
         losses, correct = [], 0
         for data, target in train_loader:
@@ -83,49 +80,27 @@ def reference_training(images: int) -> Iterator[float | None]:
             optimizer.step()
             correct += output.argmax(dim=1).eq(target).sum().item()
         scheduler.step()
-        yield reference_test(network, test_loader)
+        history["test_accuracy"].append(reference_test(network, test_loader))
+        history["seconds"].append(time.perf_counter() - start)
+        print(f"epoch {epoch}   test {history['test_accuracy'][-1]:.2%}   {history['seconds'][-1]:.1f} s")
+    return history
 
 
-def our_training(recipe: str, images: int) -> Iterator[float | None]:
-    """The same with `utils.fit`, called for one epoch after the other, and a recipe of the lab."""
+def our_training(recipe: str, images: int, epochs: int) -> utils.History:
+    """The same with `utils.fit` and a recipe of the lab."""
     train, test = (tuple(part[:images] for part in pair) for pair in utils.load_mnist(ROOT / "data", DEVICE))
-    parts = RECIPES[recipe].build(train) | dict(epochs=1)
-    yield None
-    while True:
-        yield utils.fit(**parts, test=test)["test_accuracy"][-1]
+    return utils.fit(**RECIPES[recipe].build(train) | dict(epochs=epochs), test=test)
 
 
-def begin(loop: str, recipe: str, images: int) -> None:
-    """Make a process that of one training, which `step` goes on with."""
-    global training
+def measure(loop: str, recipe: str, images: int, most_epochs: int) -> dict:
+    """One training: seconds, test accuracies and peak memory."""
     torch.manual_seed(1)
-    training = our_training(recipe, images) if loop == "ours" else reference_training(images)
-
-
-def step() -> tuple[float, float | None, int]:
-    """The process's training goes on: seconds, what it yields, and the peak memory until now (MB)."""
-    start = time.perf_counter()
-    accuracy = next(training)  # read on the host, so the device has finished, too
-    seconds = time.perf_counter() - start
+    epochs, start = min(RECIPES[recipe].epochs, most_epochs), time.perf_counter()
+    history = our_training(recipe, images, epochs) if loop == "ours" else reference_training(images, epochs)
+    run = dict(loop=loop, recipe=recipe, seconds=time.perf_counter() - start, epoch_seconds=history["seconds"])
     # not getrusage's ru_maxrss, which starts at the parent's
     peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
-    return seconds, accuracy, round(int(peak[1]) / 1024)
-
-
-def measure(images: int, most_epochs: int) -> list[dict]:
-    """All trainings, taking turns: loop, recipe, seconds, test accuracies and peak memory of each."""
-    runs, steps, new = [], {program: [] for program in PROGRAMS}, multiprocessing.get_context("spawn")
-    with ExitStack() as stack:
-        pools = {p: stack.enter_context(ProcessPoolExecutor(1, new, begin, (*p, images))) for p in PROGRAMS}
-        for turn in range(1 + most_epochs):  # the first one is the set-up
-            for loop, recipe in (program for program in PROGRAMS if turn <= RECIPES[program[1]].epochs):
-                steps[loop, recipe].append(pools[loop, recipe].submit(step).result())
-                print(f"epoch {turn}, {loop} loop, {recipe}: {steps[loop, recipe][-1][0]:.1f} s", flush=True)
-    for loop, recipe in PROGRAMS:
-        seconds, accuracies, memory = zip(*steps[loop, recipe])
-        times = dict(setup_seconds=seconds[0], epoch_seconds=seconds[1:], seconds=sum(seconds))
-        runs.append(dict(loop=loop, recipe=recipe, **times, test_accuracy=accuracies[1:], peak_memory_mb=memory[-1]))
-    return runs
+    return run | dict(test_accuracy=history["test_accuracy"], peak_memory_mb=round(int(peak[1]) / 1024))
 
 
 def main() -> None:
@@ -134,7 +109,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=19, help="end the longer trainings after so many, on record, too")
     arguments = parser.parse_args()
     about = storage.environment(DEVICE)
-    runs = measure(arguments.images, arguments.epochs)
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        programs = [(*program, arguments.images, arguments.epochs) for program in PROGRAMS]
+        runs = pool.starmap(measure, programs, chunksize=1)
     if arguments.images == 60_000:
         command = shlex.join(["python", "-m", "experiments.speed", *sys.argv[1:]])
         storage.save_record(RESULTS / "speed.json", dict(runs=runs, seed=1, command=command) | about)

@@ -162,11 +162,8 @@ def test_the_report_refuses_what_is_no_full_run_of_a_known_commit(tmp_path, monk
         report.seeds()
 
 
-def test_speed_times_whole_trainings_that_take_turns(capsys):
-    runs = speed.measure(images=300, most_epochs=1)
-    assert [(run["loop"], run["recipe"]) for run in runs] == list(speed.PROGRAMS)
-    for run in runs:
-        assert run["seconds"] == pytest.approx(run["setup_seconds"] + sum(run["epoch_seconds"]))
-        assert len(run["epoch_seconds"]) == len(run["test_accuracy"]) == 1 and run["peak_memory_mb"] > 100
-    turns = [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
-    assert turns == [f"epoch {turn}, {loop} loop, {recipe}" for turn in (0, 1) for loop, recipe in speed.PROGRAMS]
+def test_speed_times_whole_trainings():
+    for loop, recipe in speed.PROGRAMS:
+        run = speed.measure(loop, recipe, images=300, most_epochs=2)
+        assert len(run["epoch_seconds"]) == len(run["test_accuracy"]) == 2 and run["peak_memory_mb"] > 100
+        assert run["seconds"] > sum(run["epoch_seconds"])
