@@ -206,7 +206,7 @@ ABLATIONS = {  # the reference recipe with one ingredient changed
     "reference-no-augmentation": replace(REFERENCE, title="no augmentation", zoom_probability=0.0, max_degrees=0.0),
     "reference-fully-connected": replace(REFERENCE, title="fully connected layer", network="fully_connected"),
     "reference-no-batch-norm": replace(
-        REFERENCE, title="no batch normalization, learning rate 0.01", network="without_batch_norm", learning_rate=0.01
+        REFERENCE, title="no batch normalization, learning rate 0.05", network="without_batch_norm", learning_rate=0.05
     ),
 }
 
@@ -237,7 +237,7 @@ NET_TAUGHT = replace(ONE_CYCLE, title="Net, with a large teacher, fading augment
 SMALL = replace(ONE_CYCLE, title="SmallNet, one cycle", **SMALL_NET)
 SMALL_TAUGHT = replace(SMALL, title="SmallNet, with a large teacher, fading augmentation", **TAUGHT, **FADING)
 TINY = replace(ONE_CYCLE, title="TinyNet", **TINY_NET)
-TRANSFORMED = replace(TINY, title="TinyNet, spatial transformer", deskew=1.2, learned_ink=True, **_amounts(0.25))
+TRANSFORMED = replace(TINY, title="TinyNet, learned weighting", deskew=1.2, learned_ink=True, **_amounts(0.25))
 TRANSFORMED_TAUGHT = replace(TRANSFORMED, title=f"{TRANSFORMED.title}, with a large teacher", **TAUGHT)
 
 RECIPES: dict[str, Recipe] = {
