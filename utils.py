@@ -3,6 +3,7 @@
 import copy
 import gzip
 import math
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -32,9 +33,8 @@ History = dict[str, list[float]]  # name of a quantity → its value after each 
 def load_mnist(root: str | Path, device: torch.device | str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """((train images, train labels), (test images, test labels)): uint8 [N, 28, 28] and int64 [N], on `device`.
 
-    Reads the four gzip files in `root`/MNIST/raw. One that is missing or altered, by torchvision's MD5 sum,
-    is downloaded from torchvision's mirrors, and kept where `root` can be written.
-    Raises `RuntimeError` naming the file and the remedy when a file can be neither verified nor downloaded.
+    Reads the four gzip files in `root`/MNIST/raw. One that is missing or altered, by torchvision's MD5 sum, is
+    downloaded from torchvision's mirrors, and kept where `root` can be written. Raises `RuntimeError` if it cannot be.
     """
     parts = []
     for name, md5 in MNIST.resources:
@@ -53,19 +53,20 @@ def _verified(path: Path, md5: str) -> bytes:
     for mirror in MNIST.mirrors:
         with tempfile.TemporaryDirectory() as folder:
             try:
+                socket.setdefaulttimeout(20)  # torchvision would wait for a silent mirror forever
                 download_url(mirror + path.name, folder, md5=md5)
             except Exception as error:  # whatever a mirror does, the next one is tried
                 failures.append(f"{mirror}: {error}")
                 continue
+            finally:
+                socket.setdefaulttimeout(None)
             content = Path(folder, path.name).read_bytes()
         with suppress(OSError):  # in a read-only folder, the next run downloads again
             storage.save_bytes(path, content)
         return content
     state = "is corrupt (its MD5 sum is wrong)" if path.exists() else "is missing"
-    raise RuntimeError(
-        f"{path} {state} and could not be downloaded. Restore it with `git checkout -- data`, "
-        f"or connect to the internet and try again. Tried {'; '.join(failures)}"
-    )
+    remedy = "Restore it with `git checkout -- data`, or connect to the internet and try again"
+    raise RuntimeError(f"{path} {state} and could not be downloaded. {remedy}. Tried {'; '.join(failures)}")
 
 
 # Augmentation: uint8 [B, 28, 28] in and out, every image with its own random parameters -------------------------------
