@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 import nbformat
-import papermill
+from nbclient import NotebookClient
 
 import storage
 from experiments import RESULTS, ROOT, report
@@ -30,15 +30,10 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 def execute(name: str, clone: Path) -> nbformat.NotebookNode:
     """The notebook `name` of the `clone`, executed there, without what changes with every run."""
-    source, executed = str(clone / f"{name}.ipynb"), clone / "executed.ipynb"
-    papermill.execute_notebook(source, executed, cwd=clone, stdout_file=sys.stdout, progress_bar=False)
-    notebook = nbformat.read(executed, as_version=4)
-    for part in (notebook, *notebook.cells):
-        for key in ("papermill", "widgets", "execution"):
-            part.metadata.pop(key, None)
+    notebook = nbformat.read(clone / f"{name}.ipynb", as_version=4)
+    quiet = dict(record_timing=False, store_widget_state=False, coalesce_streams=True)
+    NotebookClient(notebook, **quiet, resources=dict(metadata=dict(path=clone))).execute()
     for cell in notebook.cells:
-        if not cell.metadata.get("tags"):
-            cell.metadata.pop("tags", None)
         if cell.cell_type == "code":  # a widget, such as a progress bar, is nothing without its kernel
             cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
     return notebook

@@ -7,12 +7,11 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 from scipy import stats
 from torch import Tensor
 
-from plots import BLUE, GRAY, GREEN, PURPLE, RED, by_epoch, interval, sheet, stack, style, subplots
+from plots import BLUE, GRAY, GREEN, PURPLE, RED, by_epoch, sheet, stack, style, subplots
 from utils import History
 
 
@@ -22,23 +21,6 @@ def _legend(figure: Figure, axes: Axes) -> None:
     figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=4, frameon=False)
 
 
-def _final_accuracies(axes: Axes, row: int, finals: list[float]) -> None:
-    """The seeds (fractions) in a row, their mean and its 95% interval."""
-    points = 100 * np.array(finals)
-    heights = row - 0.1 - 0.12 * stack(points)  # the axis points downwards
-    axes.plot(points, heights, "o", color=BLUE, alpha=0.7, markersize=6, label="one seed")
-    bar = dict(fmt="D", color="black", capsize=5, markersize=5, label="mean and its 95% interval")
-    axes.errorbar(points.mean(), row + 0.22, xerr=interval(points), **bar)
-
-
-def _difference(axes: Axes, row: int, difference: float, low: float, high: float) -> None:
-    """A difference with its interval, both in digits per 10,000, in a row; open where zero is included."""
-    bar = dict(color=RED, markerfacecolor="white" if low <= 0 <= high else RED, capsize=5, markersize=7)
-    axes.errorbar(difference, row, xerr=[[difference - low], [high - difference]], fmt="s", **bar)
-    text = f"{difference:+.0f}".replace("-", "−")
-    axes.annotate(text, (difference, row), (0, 8), textcoords="offset points", ha="center")
-
-
 @style
 def ingredients(
     finals: dict[str, list[float]], goal: float, intervals: dict[str, tuple[float, float, float]]
@@ -46,35 +28,30 @@ def ingredients(
     """Final accuracies (fractions) of the unchanged recipe, first in `finals`, and of each change, the best first.
 
     `intervals`: change → (difference to the unchanged recipe, its 95% interval's low and high end), as fractions.
-    Changes that cost more than 50 digits in 10,000 stand in panels of their own, beyond a gap.
     """
     unchanged, *changes = finals
-    order = [unchanged, *sorted(changes, key=lambda name: -intervals[name][0])]
-    far = [name for name in changes if intervals[name][0] < -0.005]
+    changes.sort(key=lambda name: -intervals[name][0])
     clear = sum(low > 0 or high < 0 for _, low, high in intervals.values())
-    title = f"{clear} of {len(changes)} changes make a difference: their 95% intervals exclude zero"
-    ratios = [1, 3, 1, 3] if far else [1, 1]
-    figure, panels = subplots(1, len(ratios), 1.6 + 0.75 * len(order), title, width_ratios=ratios, sharey=True)
-    accuracies, differences = panels[len(panels) // 2 - 1 :: len(panels) // 2]
-    for row, name in enumerate(order):
-        place = -2 if name in far else -1
-        _final_accuracies(panels[: len(panels) // 2][place], row, finals[name])
-        if name in intervals:
-            _difference(panels[place], row, *(10_000 * value for value in intervals[name]))
-    names = [textwrap.fill(name, 24) for name in order]
-    panels[0].set(yticks=range(len(order)), yticklabels=names, ylim=(len(order) - 0.4, -0.8))
-    for left, right in zip(panels[::2], panels[1::2]) if far else ():
-        left.xaxis.set_major_locator(MaxNLocator(2))
-        right.spines["left"].set_visible(False)
-        right.tick_params(left=False)
-        slash = dict(marker=[(-0.5, -1), (0.5, 1)], markersize=9, color="black", clip_on=False)
-        left.plot(1, 0, transform=left.transAxes, **slash)
-        right.plot(0, 0, transform=right.transAxes, **slash)
-    accuracies.axvline(100 * goal, color=GREEN, linestyle="--", label=f"goal {goal:.1%}")
-    differences.axvline(0, color=GRAY, linewidth=1)
-    accuracies.set_xlabel("test accuracy after the last epoch (%)")
-    differences.set_xlabel("difference in correct digits\nper 10,000, with Welch's 95%\ninterval (open: includes zero)")
-    _legend(figure, accuracies)
+    title = f"{clear} of {len(changes)} changes make a difference: their 95% intervals miss the unchanged mean"
+    figure, (axes,) = subplots(1, 1, 2 + 0.7 * len(changes), title)
+    mean, names = 100 * np.mean(finals[unchanged]), [unchanged]
+    axes.axvline(100 * goal, color=GREEN, linestyle="--", label=f"goal {goal:.1%}")
+    axes.axvline(mean, color="black", linewidth=1, label="mean of the\nunchanged recipe")
+    for row, name in enumerate([unchanged, *changes]):
+        points = 100 * np.array(finals[name])
+        heights = row - 0.05 - 0.12 * stack(points)  # the axis points downwards
+        axes.plot(points, heights, "o", color=BLUE, alpha=0.7, markersize=6, label="one seed")
+    for row, name in enumerate(changes, 1):
+        difference, low, high = 100 * np.array(intervals[name])
+        bar = dict(color=RED, markerfacecolor="white" if low <= 0 <= high else RED, capsize=5, markersize=7)
+        label = "mean, with Welch's 95% interval of the\ndifference (open: it includes zero)"
+        ends = [[difference - low], [high - difference]]
+        axes.errorbar(mean + difference, row + 0.25, xerr=ends, fmt="s", **bar, label=label)
+        cost = f"{100 * difference:+.0f} in 10,000".replace("-", "−")
+        names.append(f"{textwrap.fill(name, 30)}\n{cost}")
+    axes.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.7))
+    axes.set_xlabel("test accuracy after the last epoch (%)")
+    _legend(figure, axes)
     return figure
 
 

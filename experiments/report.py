@@ -19,7 +19,7 @@ from experiments.recipes import ABLATIONS, RECIPES
 from experiments.study import Study, change, checked
 
 GOAL = 0.994  # final test accuracy
-ACCURACY = "parameters: | seeds: | final test accuracy, mean ± sd: | min: | max:"
+SPREAD = "seeds: | final test accuracy, mean ± sd: | min: | max:"
 
 
 def records(label: str, validate: bool = False) -> list[dict]:
@@ -64,10 +64,9 @@ def welch(a: list[float], b: list[float]) -> tuple[float, float, float]:
     return mean(a) - mean(b), float(interval.low), float(interval.high)
 
 
-def _accuracy(name: str) -> list[str]:
-    """The columns `ACCURACY` of one recipe."""
-    final, parameters = finals(name), records(name)[0]["parameters"]
-    return [f"{parameters:,}", str(len(final)), summary(final), f"{min(final):.2%}", f"{max(final):.2%}"]
+def _spread(values: list[float]) -> list[str]:
+    """The columns `SPREAD` of final accuracies."""
+    return [str(len(values)), summary(values), f"{min(values):.2%}", f"{max(values):.2%}"]
 
 
 def _table(header: str, rows: Iterable[Iterable[object]]) -> str:
@@ -81,8 +80,9 @@ def result() -> str:
     """The goals, and what reached them: all seeds, and the run that the notebook shows."""
     rows = [("the assignment's goals", "", "> 99.4%", "", "", "< 20,000", "< 20")]
     for title, name in (("recipe of `A6.ipynb`", "reference"), ("the same network, one cycle", "one-cycle")):
-        parameters, count, final, lowest, _ = _accuracy(name)
+        count, final, lowest, _ = _spread(finals(name))
         passed = f"{sum(value > GOAL for value in finals(name))} of {count}"
+        parameters = f"{records(name)[0]['parameters']:,}"
         rows.append((title, count, f"**{final}**", lowest, passed, parameters, RECIPES[name].epochs))
     record = checked(RESULTS / "notebook.json")
     seconds, final = record["history"]["seconds"], record["history"]["test_accuracy"][-1]
@@ -93,40 +93,46 @@ def result() -> str:
 
 
 def seeds() -> str:
-    """One row per recipe that is no ablation: the final accuracies of its seeds."""
-    names = [name for name in recorded() if name not in ABLATIONS]
-    rows = [(f"`{name}`", RECIPES[name].title, RECIPES[name].epochs, *_accuracy(name)) for name in names]
-    return _table(f"recipe | description | epochs: | {ACCURACY}", rows)
+    """One row per recipe that is no ablation, the larger networks first: the final accuracies of its seeds."""
+    rows = []
+    for name in set(recorded()) - set(ABLATIONS):
+        recipe, parameters = RECIPES[name], records(name)[0]["parameters"]
+        rows.append((-parameters, f"`{name}`", recipe.title, f"{parameters:,}", recipe.epochs, *_spread(finals(name))))
+    return _table(f"recipe | description | parameters: | epochs: | {SPREAD}", (row[1:] for row in sorted(rows)))
+
+
+def ablations() -> dict[str, list[float]]:
+    """The final accuracies of the seeds that learned, for each recorded change of the reference recipe.
+
+    A seed that stays at chance is no matter of some digits: where there is one, the change's title says so.
+    """
+    found = {}
+    for name in set(recorded()) & set(ABLATIONS):
+        every = finals(name)
+        learned = [value for value in every if value > 0.5]
+        some = f" ({len(learned)} of {len(every)} seeds learned)"
+        found[RECIPES[name].title + some * (len(learned) < len(every))] = learned
+    return found
 
 
 def ingredients() -> str:
     """One row per ablation of the reference recipe, the best first, with its difference to the reference."""
-    reference, rows = finals("reference"), [["`reference`", "none", *_accuracy("reference"), "", ""]]
-    names = [name for name in recorded() if name in ABLATIONS]
-    for name in sorted(names, key=lambda name: -mean(finals(name))):
-        difference, low, high = (10_000 * value for value in welch(finals(name), reference))
+    reference, rows = finals("reference"), []
+    for title, values in sorted(ablations().items(), key=lambda item: -mean(item[1])):
+        difference, low, high = (10_000 * value for value in welch(values, reference))
         interval = f"{difference:+.1f} ({low:+.1f} to {high:+.1f})"
-        verdict = "no" if low <= 0 <= high else "yes"
-        rows.append([f"`{name}`", RECIPES[name].title, *_accuracy(name), interval, verdict])
-    header = f"recipe | change | {ACCURACY} | Δ correct per 10,000 (95% interval): | interval excludes 0"
-    chance = (
-        f"{len(names)} comparisons; if no change mattered, {0.05 * len(names):.2g} of the intervals would exclude 0."
-    )
-    return f"{_table(header, rows)}\n\n{chance}"
+        rows.append([title, *_spread(values), interval, "no" if low <= 0 <= high else "yes"])
+    header = f"change | {SPREAD} | Δ correct per 10,000 (95% interval): | interval excludes 0"
+    chance = f"{len(rows)} comparisons; if no change mattered, {0.05 * len(rows):.2g} of the intervals would exclude 0."
+    return f"{_table(header, [['none', *_spread(reference), '', ''], *rows])}\n\n{chance}"
 
 
-def frontier() -> str:
-    """Accuracy by parameters, the larger networks first: the lab's small networks, and those that others published."""
+def peers() -> str:
+    """Small networks that others published, the larger ones first."""
     rows = []
-    for peer in storage.load_record(RESULTS / "peers.json")["peers"]:
+    for peer in sorted(storage.load_record(RESULTS / "peers.json")["peers"], key=lambda peer: -peer["parameters"]):
         source = f"[{peer['source']}]({peer['url']})"
-        rows.append((peer["parameters"], source, peer["runs"], f"{peer['accuracy']:.2%}", peer["training"]))
-    for name in recorded():
-        parameters, final = records(name)[0]["parameters"], finals(name)
-        if name not in ABLATIONS and parameters < 20_000:
-            training = f"{RECIPES[name].title}; {RECIPES[name].epochs} epochs"
-            rows.append((parameters, f"`{name}`", f"all of {len(final)} seeds", summary(final), training))
-    rows = [(f"{count:,}", *cells) for count, *cells in sorted(rows, reverse=True)]
+        rows.append((f"{peer['parameters']:,}", source, peer["runs"], f"{peer['accuracy']:.2%}", peer["training"]))
     return _table("parameters: | network | runs | test accuracy: | training", rows)
 
 
@@ -172,7 +178,7 @@ def speed() -> str:
 
 PAGES: dict[str, tuple[Callable[[], str], ...]] = {
     "README.md": (result,),
-    "results/README.md": (seeds, ingredients, frontier, speed, own_digits, trials),
+    "results/README.md": (seeds, ingredients, peers, speed, own_digits, trials),
 }
 
 
