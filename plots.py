@@ -77,10 +77,7 @@ def classes(images: Tensor, labels: Tensor) -> Figure:
     figure, axes = subplots(2, 5, 4.6, f"{len(images):,} training images: the first of each class")
     for digit, panel in enumerate(axes):
         chosen = images[labels == digit]
-        panel.set_axis_off()
-        if len(chosen):
-            panel.set_axis_on()
-            _picture(panel, chosen[0])
+        _picture(panel, chosen[0])
         panel.set_title(f"{digit}: {len(chosen):,} images")
     return figure
 
@@ -235,21 +232,19 @@ def confusion_matrix(labels: Tensor, log_probabilities: Tensor) -> Figure:
 @style
 def feature_maps(image: Tensor, activations: dict[str, Tensor]) -> Figure:
     """An `image` [28, 28] and, block by block, the first eight of its feature maps: block name → [C, H, W]."""
-    rows = len(activations)
-    figure = plt.figure(figsize=(10, 0.7 + 1.02 * rows))
-    plt.close(figure)
-    figure.suptitle("Feature maps: the first 8 channels of each block, each scaled separately (yellow is strongest)")
-    left, right = figure.subfigures(1, 2, width_ratios=[1, 6])
-    axes = left.subplots()
-    _picture(axes, image)
-    axes.set_title("input")
-    panels = right.subplots(rows, 8, squeeze=False)
-    for line, (name, channels) in zip(panels, activations.items()):
-        line[0].set_ylabel(f"{name}\n{channels.shape[1]} × {channels.shape[2]}", rotation=0, ha="right", va="center")
-        for panel in line[len(channels) :]:
-            panel.set_axis_off()
-        for panel, channel in zip(line, channels):
+    title = "Feature maps: the first 8 channels of each block, each scaled separately (yellow is strongest)"
+    figure, axes = subplots(len(activations), 9, 0.7 + 1.02 * len(activations), title)
+    for panel in axes:
+        panel.set_axis_off()
+    for row, (name, channels) in enumerate(activations.items()):
+        for panel, channel in zip(axes[9 * row + 1 : 9 * row + 9], channels):
+            panel.set_axis_on()
             _picture(panel, channel, cmap="viridis")
+        shape = f"{name}\n{channels.shape[1]} × {channels.shape[2]}"
+        axes[9 * row + 1].set_ylabel(shape, rotation=0, ha="right", va="center")
+    axes[0].set_axis_on()
+    _picture(axes[0], image)
+    axes[0].set_title("input")
     return figure
 
 

@@ -148,24 +148,17 @@ def calibration(labels: Tensor, log_probabilities: Tensor) -> Figure:
     correct = guesses == labels
     bins = (confidence * 10).long().clamp(max=9)
     title = f"Calibration: mean confidence {confidence.mean():.2%}, accuracy {correct.float().mean():.2%}"
-    figure, (above, below) = subplots(2, 1, 6.5, title, sharex=True, height_ratios=[2, 1])
-    above.plot([0, 100], [0, 100], color=GRAY, linestyle="--", label="perfectly calibrated")
-    points = []
+    figure, (axes,) = subplots(1, 1, 5, title)
+    axes.plot([0, 100], [0, 100], color=GRAY, linestyle="--", label="perfectly calibrated")
+    look = dict(fmt="o", color=BLUE, capsize=4, label="one bin and its number of test images, with its 95% interval")
     for chosen in (bins == number for number in bins.unique()):
         n, k = int(chosen.sum()), int(correct[chosen].sum())
-        low, high = stats.binomtest(k, n).proportion_ci(method="wilson")
-        points.append((confidence[chosen].mean().item(), k / n, k / n - low, high - k / n))
-    x, y, *ends = 100 * np.transpose(points)
-    above.errorbar(x, y, ends, fmt="o", color=BLUE, capsize=4)
-    above.errorbar([], [], [], fmt="o", color=BLUE, label="one bin of test images, with its 95% interval")
-    above.set(ylim=(0, 103), ylabel="accuracy (%)")
-    above.legend(loc="upper left")
-    counts = torch.bincount(bins.cpu(), minlength=10).tolist()
-    bars = below.bar(range(5, 100, 10), counts, width=9.5, color=BLUE)
-    below.bar_label(bars, [f"{count:,}" if count else "" for count in counts])
-    below.set(xlim=(0, 102), yscale="log", ylim=(1, 8 * max(counts)), yticks=[], xlabel="confidence (%)")
-    below.set_ylabel("test images\n(logarithmic)")
-    below.minorticks_off()
+        low, high = (100 * end for end in stats.binomtest(k, n).proportion_ci(method="wilson"))
+        x, y = 100 * confidence[chosen].mean().item(), 100 * k / n
+        axes.errorbar(x, y, [[y - low], [high - y]], **look)
+        axes.annotate(f"{n:,}", (x, y), (7, 0), textcoords="offset points", va="center")
+    axes.set(xlim=(0, 104), ylim=(0, 104), xlabel="confidence (%)", ylabel="accuracy (%)")
+    _legend(figure, axes)
     return figure
 
 

@@ -36,12 +36,11 @@ def lines_of(axes):
     return {line.get_label().split(" (")[0]: line.get_xydata() for line in axes.lines}
 
 
-def test_classes_shows_the_first_image_and_the_count_of_each_class_that_is_there(small):
-    images, labels = small[0][0][:40], LABELS.clone()
-    labels[labels == 7] = 1
-    figure = plots.classes(images, labels)
-    assert titles_of(figure) == [f"{digit}: {8 if digit == 1 else 4} images" for digit in (0, 1, 2, 3, 4, 5, 6, 8, 9)]
-    np.testing.assert_array_equal(images_of(figure), images[[0, 1, 2, 3, 4, 5, 6, 8, 9]])
+def test_classes_shows_the_first_image_and_the_count_of_each_class(small):
+    images = small[0][0][:40]
+    figure = plots.classes(images, LABELS)
+    assert titles_of(figure) == [f"{digit}: 4 images" for digit in range(10)]
+    np.testing.assert_array_equal(images_of(figure), images[:10])
 
 
 def test_sheets_show_every_image_and_a_batch_its_labels(small):
