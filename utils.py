@@ -280,7 +280,7 @@ def fit(
     """
     parts = dict(network=network, optimizer=optimizer, scheduler=scheduler)
     history = resume(checkpoint, parts)
-    fast = blocked(network, normalize(loader.images[: loader.batch_size]))
+    fast = blocked(network, normalize(loader.images[:8]))
     plateau = isinstance(scheduler, ReduceLROnPlateau)  # which steps once an epoch, by the training loss
     for epoch in range(len(history["train_loss"]) + 1, epochs + 1):
         start, rate = time.perf_counter(), float(optimizer.param_groups[0]["lr"])
