@@ -95,29 +95,29 @@ class TinyNet(nn.Sequential):
         )
 
 
-def conv_pool(in_channels: int, out_channels: int, kernel_size: int, pool: int) -> nn.Sequential:
+def conv_pool(in_channels: int, out_channels: int, kernel_size: int, pool: int = 1, stride: int = 1) -> nn.Sequential:
     """Convolution without padding, max-pooling directly behind it (with `pool` 1 none), batch normalization, ReLU."""
-    convolution = nn.Conv2d(in_channels, out_channels, kernel_size, bias=False)
+    convolution = nn.Conv2d(in_channels, out_channels, kernel_size, stride, bias=False)
     pooling = [nn.MaxPool2d(pool)] if pool > 1 else []
     return nn.Sequential(convolution, *pooling, nn.BatchNorm2d(out_channels), nn.ReLU())
 
 
 class FastNet(nn.Sequential):
-    """Pools at once, so that little is computed: 19,450 parameters by default.
+    """Halves the image at once, so that little is computed: 19,450 parameters by default.
 
-    `widths` are the channels of its four convolutions. Max-pooling comes before batch normalization, which then has a
-    quarter of the work.
+    `widths` are the channels of its four convolutions. The first one is followed by max-pooling, before batch
+    normalization, which then has a quarter of the work, or, faster still, has a `stride` of 2.
     """
 
-    def __init__(self, widths: Sequence[int] = (16, 16, 32, 40)) -> None:
+    def __init__(self, widths: Sequence[int] = (16, 16, 32, 40), stride: int = 1) -> None:
         a, b, c, d = widths
         super().__init__(
-            OrderedDict(                        # output of one image
-                conv1=conv_pool(1, a, 5, 2),  # [a, 12, 12]
-                conv2=conv_pool(a, b, 3, 1),  # [b, 10, 10]
-                conv3=conv_pool(b, c, 3, 2),  # [c,  4,  4]
-                conv4=conv_pool(c, d, 3, 1),  # [d,  2,  2]
-                last=linear_head(d),          # [10]
+            OrderedDict(                                        # output of one image
+                conv1=conv_pool(1, a, 5, 2 // stride, stride),  # [a, 12, 12]
+                conv2=conv_pool(a, b, 3),                       # [b, 10, 10]
+                conv3=conv_pool(b, c, 3, 2),                    # [c,  4,  4]
+                conv4=conv_pool(c, d, 3),                       # [d,  2,  2]
+                last=linear_head(d),                            # [10]
             )
         )  # fmt: skip
 

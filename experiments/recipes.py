@@ -106,6 +106,7 @@ class Recipe:
     channels: int | None = None
     repeats: list | None = None
     widths: list | None = None  # channels
+    stride: int | None = None  # of the first convolution
     deskew: float | None = None  # enlargement by `Deskew` in front of the network
     learned_ink: bool | None = None
     learning_rate: float  # of `sgd`, with what follows
@@ -140,7 +141,7 @@ class Recipe:
 
     def make_network(self) -> nn.Sequential:
         """A network with fresh weights."""
-        arguments = self._given("dropout", "before", "after", "channels", "repeats", "widths")
+        arguments = self._given("dropout", "before", "after", "channels", "repeats", "widths", "stride")
         make = partial(getattr(networks, self.network), **arguments)
         return nn.Sequential(networks.Deskew(self.deskew, bool(self.learned_ink)), make()) if self.deskew else make()
 
