@@ -225,6 +225,7 @@ def _amounts(share: float) -> dict[str, float]:
 # What recipes have in common: the rate, a teacher, the network, what is done to the digits.
 CYCLE = dict(batch_size=64, learning_rate=0.4, nesterov=True, weight_decay=1e-4, scheduler="one_cycle", pct_start=0.2)
 SHORT = dict(epochs=5, batch_size=256, learning_rate=0.8, weight_decay=3e-4, fade_from=0.5, fade_to=0.3)
+STRIDED = dict(epochs=3, batch_size=128, learning_rate=0.6, label_smoothing=0.05, stride=2)
 TAUGHT = dict(teacher="large", teachers=1, temperature=2.0, weight=0.9)
 FADING = dict(**STRONG, fade_from=0.6, fade_to=0.33)
 LARGE_NET = dict(network="LargeNet", dropout=None, before=[32, 32], after=[96, 96, 128])
@@ -258,6 +259,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "small-19778": replace(SMALL_TAUGHT, before=[12, 12], after=[24, 32, 29]),
     "fast": replace(ONE_CYCLE, title="FastNet, fading augmentation", **FAST_NET, **SHORT),
+    "fast-strided": replace(ONE_CYCLE, title="FastNet with a stride, three epochs", **FAST_NET, **(SHORT | STRIDED)),
     "small-9710": SMALL,
     "small-9710-short": replace(SMALL, title="SmallNet, 6 epochs", epochs=6),
     "small-9710-taught": SMALL_TAUGHT,
