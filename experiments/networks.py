@@ -69,9 +69,8 @@ class TinyNet(nn.Sequential):
     """One convolution's weights are shared among the layers: 970 parameters by default.
 
     A 3×3 convolution finds `channels` features. Then one depthwise-separable convolution, a 3×3 kernel for each channel
-    and a 1×1 convolution that mixes them, is repeated `repeats[0]` times before the second max-pooling and `repeats[1]`
-    times after it: the same weights, each time with batch normalization of its own. Counts of parameters layer by
-    layer, as torchsummary's, count these weights once per repetition.
+    and a 1×1 convolution that mixes them, is repeated, `repeats` times before and after the second max-pooling: the
+    same weights, which torchsummary counts each time, with batch normalizations of their own.
     Sources: F. Chollet, Xception, CVPR 2017, https://arxiv.org/abs/1610.02357 (separable convolutions); R. Grimov,
     https://github.com/ruslangrimov/mnist-minimal-model/tree/master/1936 (weight sharing)
     """
@@ -126,10 +125,9 @@ class Deskew(nn.Module):
     """Undoes the slant of digits, moves them to the middle and enlarges them `zoom` times.
 
     Takes and returns float images [B, 1, 28, 28] of any range; ink is what exceeds an image's smallest value. The slant
-    is how far the ink moves aside from one row to the next, covariance(x, y) / variance(y), and is undone by shifting
-    the rows, with linear interpolation. An image without ink stays as it is. All this has no parameters.
-    Where the ink is `learned`, it is what a 3×3 convolution of ten parameters, trained with the network behind it,
-    makes of the image, in the spirit of spatial transformers.
+    is how far it moves aside from one row to the next, covariance(x, y) / variance(y); rows are shifted back, with
+    linear interpolation. This has no parameters. Where the ink is `learned`, it is what a 3×3 convolution of ten
+    parameters, trained with the network behind it, makes of the image, in the spirit of spatial transformers.
     Sources: Y. LeCun et al., Gradient-Based Learning Applied to Document Recognition, Proceedings of the IEEE 1998,
     http://yann.lecun.com/exdb/publis/pdf/lecun-98.pdf ("deslanting", there for classifiers that are not convolutional);
     M. Jaderberg et al., Spatial Transformer Networks, 2015, https://arxiv.org/abs/1506.02025

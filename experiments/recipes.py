@@ -42,9 +42,8 @@ def one_cycle(optimizer: optim.Optimizer, epochs: int, batches: int, pct_start: 
 
 
 def random_affine(images: Tensor, max_degrees: float, max_shift: float, max_scale: float, max_shear: float) -> Tensor:
-    """A random affine variant of every image, each amount uniform between ± its maximum.
+    """A random affine variant of every image: degrees, pixels, and fractions, each uniform between ± its maximum.
 
-    Rotation in degrees, shift along both axes in pixels, change of size along both axes and shear as fractions.
     Source: torchvision's RandomAffine, there with one change of size for both axes
     """
     draws = torch.empty(6, len(images), device=images.device).uniform_(-1, 1)
@@ -66,8 +65,7 @@ def distillation(
     """Loss of a student that learns from the log-probabilities of a `teacher` as well as from the labels.
 
     `weight` times the Kullback-Leibler divergence from the teacher's to the student's probabilities, both softened by
-    a `temperature`, which shows how the teacher sees the wrong classes (times its square, which keeps the gradient as
-    large as it was), plus 1 - `weight` times the labels' loss, which is `loss_fn`'s.
+    a `temperature` (times its square, which keeps the gradient's size), plus 1 - `weight` times the labels' `loss_fn`.
     Source: G. Hinton et al., Distilling the Knowledge in a Neural Network, 2015, https://arxiv.org/abs/1503.02531
     """
     student, soft = (F.log_softmax(values / temperature, dim=1) for values in (log_probabilities, teacher))
@@ -155,10 +153,7 @@ class Recipe:
         return {name: share * amount for name, amount in arguments.items()}
 
     def build(self, train: tuple[Tensor, Tensor], teachers: Path = RESULTS / "teachers") -> dict:
-        """What `utils.fit` takes beside test data and checkpoint, new, to be called after `torch.manual_seed`.
-
-        `train` are (images, labels), on the device on which to train; `teachers` is their folder of weights.
-        """
+        """What `utils.fit` takes beside test data and checkpoint; `train` (images, labels) are on the device to use."""
         images, labels = train
         network = on_device(self.make_network(), images.device)
         optimizer = sgd(network, self.learning_rate, self.momentum, self.nesterov, self.weight_decay)
