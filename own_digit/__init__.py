@@ -185,7 +185,7 @@ def _find(light: np.ndarray, evenly: bool) -> tuple[float, np.ndarray, np.ndarra
     border[1:-1, 1:-1] = False
     on_paper = 1 - mask[border].mean() / 2
     whole = max(areas) / sum(areas) * (0.8 if digit[border].any() else 1)
-    score = max(slim, 0.01) ** 2 * on_paper**2 * whole**2 * contrast * (1 if evenly else 0.3)
+    score = max(slim, 0.01) ** 2 * on_paper**2 * whole**2 * contrast * (1 if evenly else 0.5)
     return score, ink, mask, digit
 
 
