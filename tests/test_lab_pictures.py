@@ -1,11 +1,8 @@
 """The lab's pictures: the values drawn are those given, and labels cover nothing."""
 
 import numpy as np
-import pytest
-import torch
 
-import storage
-from experiments import ROOT, plots
+from experiments import plots
 
 
 def points(axes, label):
@@ -22,48 +19,32 @@ def bars(axes):
     return found
 
 
-@pytest.mark.parametrize("worst", [0.986, 0.993])
-def test_ingredients_show_seeds_and_intervals_the_best_change_first(worst):
-    finals = {"none": [0.995, 0.996], "bad": [worst, worst - 0.001], "good": [0.994, 0.995]}
-    intervals = dict(bad=(worst - 0.996, worst - 0.997, worst - 0.995), good=(-0.001, -0.003, 0.001))
+def test_ingredients_show_seeds_and_intervals_the_best_change_first():
+    finals = {"none": [0.995, 0.996], "bad": [0.986, 0.985], "good": [0.994, 0.995]}
+    intervals = dict(bad=(-0.01, -0.011, -0.009), good=(-0.001, -0.003, 0.001))
     figure = plots.ingredients(finals, 0.994, intervals)
-    panels = figure.axes
-    assert len(panels) == (4 if worst < 0.99 else 2)
-    seeds = np.concatenate([points(axes, "one seed") for axes in panels[: len(panels) // 2] if axes.containers])
-    assert sorted(seeds[:, 0]) == pytest.approx(sorted(100 * value for values in finals.values() for value in values))
-    shown = sorted((bar for axes in panels[len(panels) // 2 :] for bar in bars(axes)), key=lambda bar: bar[1])
-    expected = [10_000 * np.array(intervals[name]) for name in ("good", "bad")]
-    np.testing.assert_allclose(shown, [(d, row, low, high) for row, (d, low, high) in enumerate(expected, 1)])
-    assert [label.get_text() for label in panels[0].get_yticklabels()] == ["none", "good", "bad"]
+    far, near, far_differences, near_differences = figure.axes
+    np.testing.assert_allclose(points(far, "one seed")[:, 0], [98.6, 98.5])
+    np.testing.assert_allclose(points(near, "one seed")[:, 0], [99.5, 99.6, 99.4, 99.5])
+    np.testing.assert_allclose(bars(far_differences), [(-100, 2, -110, -90)])
+    np.testing.assert_allclose(bars(near_differences), [(-10, 1, -30, 10)])
+    assert [label.get_text() for label in far.get_yticklabels()] == ["none", "good", "bad"]
     assert figure.get_suptitle().startswith("1 of 2 ")
 
 
 def test_frontier_shows_means_deviations_and_peers_and_no_label_covers_another_or_a_point():
     crowd = [(9_768, 0.9950), (9_768, 0.9957), (9_710, 0.9958), (9_768, 0.9965), (9_710, 0.9965), (970, 0.9912)]
-    kinds = ["trained alone"] * 3 + ["distilled and deskewed", "distilled", "deskewed"]
     networks = [
-        dict(name=f"name {kind}", parameters=count, finals=[mean - 0.0003, mean + 0.0003], kind=kind)
-        for (count, mean), kind in zip(crowd, kinds)
+        dict(name="trained alone", parameters=count, finals=[mean - 0.0003, mean + 0.0003], kind="trained alone")
+        for count, mean in crowd
     ]
-    peers = storage.load_record(ROOT / "results/peers.json")["peers"]
-    figure = plots.frontier(networks, peers, goal=0.994, limit=20_000)
-    (axes,) = figure.axes
+    peers = [dict(source="somebody", parameters=1_500, accuracy=0.9945)]
+    (axes,) = plots.frontier(networks, peers, goal=0.994, limit=20_000).axes
     deviation = 0.03 * 2**0.5
     expected = [(count, 100 * mean, 100 * mean - deviation, 100 * mean + deviation) for count, mean in crowd]
-    np.testing.assert_allclose(sorted(bars(axes)), sorted(expected))
-    published = [(peer["parameters"], 100 * peer["accuracy"]) for peer in peers]
-    np.testing.assert_allclose(points(axes, "published"), published)
+    np.testing.assert_allclose(bars(axes), expected)
+    np.testing.assert_allclose(points(axes, "published"), [(1_500, 99.45)])
     boxes = [text.get_window_extent() for text in axes.texts]
-    assert len(boxes) == len(networks) + len(peers)
-    assert all(box.count_overlaps(boxes) == 1 for box in boxes)  # itself
-    places = axes.transData.transform([*((count, 100 * mean) for count, mean in crowd), *published])
+    assert len(boxes) == 7 and all(box.count_overlaps(boxes) == 1 for box in boxes)  # itself
+    places = axes.transData.transform([(1_500, 99.45), *((count, 100 * mean) for count, mean in crowd)])
     assert not any(box.contains(*place) for box in boxes for place in places)
-
-
-def test_calibration_shows_accuracy_by_confidence_with_wilsons_interval():
-    confidence = torch.tensor([0.6, 0.91, 0.93, 0.95, 0.97])
-    probabilities = torch.stack([confidence, 1 - confidence], 1)
-    above, below = plots.calibration(torch.tensor([1, 0, 0, 0, 1]), probabilities.log()).axes
-    # Wilson's formula for 0 of 1 and 3 of 4
-    np.testing.assert_allclose(bars(above)[:2], [(60, 0, 0, 79.345), (94, 75, 30.064, 95.441)], atol=0.01)
-    assert [bar.get_height() for bar in below.patches] == [0] * 6 + [1, 0, 0, 4]
