@@ -1,6 +1,5 @@
 """The drawing pad in a real browser: JupyterLab runs the notebook, real pointer events draw digits."""
 
-import math
 import os
 import re
 import shutil
@@ -23,10 +22,7 @@ By = pytest.importorskip("selenium.webdriver.common.by").By
 WebDriverWait = pytest.importorskip("selenium.webdriver.support.ui").WebDriverWait
 
 # Strokes as points on the canvas, its middle at (0, 0), in pixels of 280 × 280
-CIRCLE = [(55 * math.sin(t / 12 * math.pi), -90 * math.cos(t / 12 * math.pi)) for t in range(25)]
 DRAWINGS = {
-    0: [CIRCLE],
-    1: [[(0, -95), (0, 0), (0, 95)]],
     7: [[(-60, -90), (0, -90), (60, -90), (30, -30), (0, 30), (-20, 95)]],
     4: [[(-40, -90), (-50, -40), (-55, 5), (0, 5), (60, 5)], [(35, -50), (35, 20), (35, 95)]],
 }

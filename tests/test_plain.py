@@ -72,7 +72,9 @@ def test_it_is_what_net_builds(network):
 
 
 def test_without_results_and_own_digit_it_runs_to_the_saved_weights(left):
-    assert left["reloaded"] and "results/ is missing" in left["said"].getvalue()
+    """One epoch of few images does not reach the goal."""
+    for line in ("✗ test accuracy", "✓ parameters", "results/ is missing", "same predictions: True"):
+        assert line in left["said"].getvalue()
 
 
 def test_saving_the_whole_module(network, x, tmp_path):
@@ -83,10 +85,9 @@ def test_saving_the_whole_module(network, x, tmp_path):
         assert torch.equal(other(x), network(x))
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_looking_at_activations(network, x, training):
+def test_looking_at_activations(network, x):
     seen = []
-    network.train(training).conv1.register_forward_hook(lambda _, inputs, output: seen.append(output.detach()))
+    network.train().conv1.register_forward_hook(lambda _, inputs, output: seen.append(output.detach()))
     with torch.no_grad():
         network(x)
         direct = network.conv1(x)
@@ -133,17 +134,8 @@ def test_anomaly_detection_autocast_and_double_backward(left, network, x):
     assert network.conv2[0].weight.grad.abs().max() > 0
 
 
-class MyNet(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv, self.linear = nn.Conv2d(1, 8, 3), nn.Linear(8, 10)
-
-    def forward(self, x):
-        return self.linear(F.relu(self.conv(x)).mean((2, 3))).log_softmax(1)
-
-
-def test_a_network_of_your_own_trains(left):
-    assert train(left, MyNet())["train_loss"]
+def test_a_network_of_another_class_trains(left, network):
+    assert train(left, torch.fx.symbolic_trace(network))["train_loss"]
 
 
 def test_weights_as_one_vector_lbfgs_and_pruning(left, network, x):

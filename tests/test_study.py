@@ -11,22 +11,13 @@ import pytest
 import torch
 
 import storage
-import utils
 from conftest import ROOT
 from experiments import report, speed
 from experiments import study as study_module
 from experiments.recipes import ABLATIONS, RECIPES
-from experiments.study import main
+from experiments.study import Study, main
 
 TRY = ["--images", "300", "--jobs", "1"]
-
-
-@pytest.fixture(autouse=True)
-def all_threads():
-    """A study trains with one thread."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def studied(*arguments) -> str:
@@ -83,17 +74,13 @@ def test_a_stopped_study_resumes_after_its_last_epoch(side_by_side, tmp_path):
 
 
 def test_validation_holds_out_the_last_training_images(tmp_path, mnist):
+    (images, labels), _ = mnist
+    train, held_out = Study("reference", validate=True).data()
+    assert all(map(torch.equal, train + held_out, (images[:50_000], labels[:50_000], images[50_000:], labels[50_000:])))
     study(tmp_path, "--validate", "--set", "epochs=1", "batch_size=64")
     (record,) = storage.load_records(tmp_path / "trials" / "reference+batch_size=64+epochs=1")
-    assert record["tested_on"].startswith("the last 10,000 training images")
+    assert record["tested_on"] == "the last 10,000 training images, 300 of them"
     assert record["hyperparameters"]["batch_size"] == 64
-    torch.set_num_threads(1)  # as in the study, for equal sums
-    (checkpoint,) = (tmp_path / "study").glob("*.pt")
-    network = RECIPES["reference"].make_network()
-    network.load_state_dict(storage.load(checkpoint)["network"])
-    images, labels = mnist[0]
-    held_out = utils.evaluate(network, images[50_000:50_300], labels[50_000:50_300])
-    assert held_out == (record["history"]["test_loss"][-1], record["history"]["test_accuracy"][-1])
 
 
 def test_what_teaches_is_tried_without_touching_the_results(tmp_path, monkeypatch):
@@ -112,25 +99,21 @@ def test_what_teaches_is_tried_without_touching_the_results(tmp_path, monkeypatc
 def test_a_record_of_another_run_is_not_taken_for_this_one(side_by_side, tmp_path):
     path = tmp_path / "runs" / "reference+epochs=2" / "1.json"
     record = storage.load_record(side_by_side / path.relative_to(tmp_path))
-    for part, value in dict(trained_on=400, tested_on="the test set", recipe="one-cycle", seed=9).items():
-        storage.save_record(path, record | {part: value})
-        with pytest.raises(SystemExit, match=f"1.json is a record of another run: {part}"):
-            study(tmp_path)
+    storage.save_record(path, record | dict(trained_on=400, seed=9))
+    with pytest.raises(SystemExit, match="1.json is a record of another run: seed, trained_on"):
+        study(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "recipe, setting, message",
-    [
-        ("reference", "learning_rat=3", "learning_rat=3 is no setting"),
-        ("reference", "nesterov=false", "nesterov=false is no setting of a recipe, or not of its type"),
-        ("reference", "max_shift=5", "unexpected keyword argument 'max_shift'"),
-        ("small-4962", "after=[24,32,29]", "change the recipe small"),
-        ("reference", "learning_rate=1e38", "the training loss became"),
-    ],
-)
-def test_wrong_settings_are_named_and_leave_no_record(tmp_path, recipe, setting, message):
+WRONG = [
+    ("reference", "learning_rat=3", "learning_rat=3 is no setting"),
+    ("reference", "nesterov=false", "nesterov=false is no setting of a recipe, or not of its type"),
+    ("small-4962", "after=[24,32,29]", "change the recipe small"),
+]
+
+
+@pytest.mark.parametrize("recipe, setting, message", WRONG)
+def test_wrong_settings_are_named(tmp_path, recipe, setting, message):
     assert message in refused(recipe, *TRY, "--output", tmp_path, "--set", setting)
-    assert not list(tmp_path.rglob("*.json"))
 
 
 def test_nothing_is_recorded_that_is_chosen_on_the_test_set_or_names_no_commit(monkeypatch):

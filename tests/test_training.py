@@ -1,7 +1,6 @@
 """Training and evaluation: against sums by hand, and against themselves with the same seed."""
 
 import copy
-import math
 
 import pytest
 import torch
@@ -11,8 +10,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import storage
 import utils
+from conftest import AUGMENT, fit, start
 from model import Net
-from trainings import AUGMENT, fit, start
 
 
 def test_loss_falls_and_digits_are_learnt(mnist):
@@ -22,7 +21,7 @@ def test_loss_falls_and_digits_are_learnt(mnist):
     assert history["learning_rate"] == pytest.approx([0.1, 0.1, 0.01])
 
 
-def test_mean_loss_and_accuracy_are_over_all_images(small):
+def test_mean_loss_and_accuracy_are_over_all_images_each_once_with_its_label(small):
     images, labels = small[0]  # 1,000 images: seven batches of 128 and one of 104
     network, optimizer, scheduler, loader = start(small[0], learning_rate=0.0, augment=lambda images: images)
     fresh = copy.deepcopy(network).train()
@@ -34,15 +33,7 @@ def test_mean_loss_and_accuracy_are_over_all_images(small):
         out = fresh(utils.normalize(images[batch]))
         total += F.nll_loss(out, labels[batch], reduction="sum").item()
         correct += (out.argmax(1) == labels[batch]).sum().item()
-    assert loss == pytest.approx(total / 1000, rel=1e-5) and accuracy == correct / 1000
-
-
-def test_each_image_is_shown_once_an_epoch_with_its_label():
-    images, labels = torch.arange(200, dtype=torch.uint8)[:, None, None].expand(200, 28, 28), torch.arange(200)
-    loader = utils.Loader(images, labels, 32, lambda x: x)
-    shown = [(value, y) for x, ys in loader for value, y in zip(x[:, 0, 0, 0].tolist(), ys.tolist())]
-    expected = list(zip(utils.normalize(images)[:, 0, 0, 0].tolist(), range(200)))
-    assert shown != expected and sorted(shown) == expected and len(loader) == math.ceil(200 / 32)
+    assert loss == pytest.approx(total / 1000, rel=1e-5) and accuracy == correct / 1000 and len(loader) == 8
 
 
 def test_evaluation_is_of_all_images_in_evaluation_mode(small):
@@ -55,9 +46,8 @@ def test_evaluation_is_of_all_images_in_evaluation_mode(small):
 def test_a_loss_that_explodes_and_images_without_labels_are_errors(small):
     with pytest.raises(FloatingPointError, match="a lower learning rate may help"):
         fit(*small, epochs=1, learning_rate=1e38)
-    for images, labels in ((small[0][0], small[1][1]), (small[0][0][:0], small[0][1][:0])):
-        with pytest.raises(ValueError, match="each image needs one label"):
-            utils.Loader(images, labels, 32, AUGMENT)
+    with pytest.raises(ValueError, match="each image needs one label"):
+        utils.Loader(small[0][0], small[1][1], 32, AUGMENT)
 
 
 def layers(*middle: nn.Module) -> nn.Sequential:
@@ -65,32 +55,26 @@ def layers(*middle: nn.Module) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(1, 4, 3), *middle, last)
 
 
-class Mirrored(Net):
+class Keeping(Net):
     def forward(self, images):
-        return super().forward(images.flip(3))
+        self.kept = super().forward(images)
+        return self.kept
 
 
 HOOKED = Net()
 HOOKED.conv2.register_forward_hook(lambda *_: None)
 SHARED = nn.ReLU()  # a layer in two places
 FAST = Net(), layers(nn.ReLU(inplace=True)), layers(SHARED, nn.MaxPool2d(2), nn.BatchNorm2d(4), SHARED)
-REFUSED = [
-    layers(nn.PReLU(4)),
-    Net(0.1),
-    HOOKED,
-    Mirrored(),
-    layers(nn.SiLU()),
-    layers(nn.BatchNorm2d(4, affine=False)),
-]
-REFUSED += [layers(nn.PReLU(4)), layers(nn.GELU("tanh")), layers(nn.MaxPool2d(2, dilation=2))]
+REFUSED = [Net(0.1), HOOKED, Keeping(), layers(nn.SiLU()), layers(nn.PReLU(4)), layers(nn.GELU("tanh"))]
+REFUSED += [layers(nn.BatchNorm2d(4, affine=False)), layers(nn.MaxPool2d(2, dilation=2))]
 REFUSED += [layers(nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"))]
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
 @pytest.mark.parametrize("network", [*FAST, *REFUSED], ids=lambda network: repr(network[1])[:60])
 def test_the_blocked_layout_trains_like_the_network_itself_or_is_not_used(small, monkeypatch, network):
-    used = isinstance(utils.blocked(network, utils.normalize(small[0][0][:8])), utils.Blocked)
-    assert used == (network in FAST)
+    fast = utils.blocked(network, utils.normalize(small[0][0][:8]))
+    assert isinstance(fast, utils.Blocked) == (network in FAST)
     plain = copy.deepcopy(network)
     _, history = fit(*small, epochs=1, network=network, learning_rate=0.001)
     monkeypatch.setattr(utils, "blocked", lambda network, _: network)
@@ -98,7 +82,6 @@ def test_the_blocked_layout_trains_like_the_network_itself_or_is_not_used(small,
     assert history["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-3)
     for ours, theirs in zip(network.parameters(), plain.parameters()):
         torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-3)
-        assert ours.is_contiguous() and ours.layout == torch.strided
 
 
 def test_a_plateau_lowers_the_rate(small):
@@ -118,17 +101,10 @@ def test_all_stays_on_the_device_of_the_images():
             assert x.device.type == y.device.type == loss.device.type == "cuda"
 
 
-@pytest.mark.parametrize("kind", ["foreign", "list", "partly fitting", "truncated"])
-def test_wrong_weights_are_refused_and_leave_the_network_as_it_was(tmp_path, kind):
-    path, network = tmp_path / "weights.pt", Net()
-    storage.save_weights(network, path)
-    assert torch.equal(storage.load_weights(Net(), path).conv6[0].weight, network.conv6[0].weight)
+def test_weights_that_fit_only_in_part_are_refused_and_leave_the_network_as_it_was(tmp_path):
+    network = Net()
     before = copy.deepcopy(network.state_dict())
-    partly = Net().state_dict() | {"conv6.0.weight": torch.ones(1, 1, 3, 3)}
-    wrong = {"foreign": nn.Linear(2, 2).state_dict(), "list": [1, 2], "partly fitting": partly}
-    torch.save(wrong.get(kind, Net().state_dict()), path)
-    if kind == "truncated":
-        path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises((RuntimeError, TypeError)):
-        storage.load_weights(network, path)
+    torch.save(Net().state_dict() | {"conv6.0.weight": torch.ones(1, 1, 3, 3)}, tmp_path / "weights.pt")
+    with pytest.raises(RuntimeError):
+        storage.load_weights(network, tmp_path / "weights.pt")
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
