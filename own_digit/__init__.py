@@ -176,7 +176,10 @@ def _find(light: np.ndarray, evenly: bool) -> tuple[float, np.ndarray, np.ndarra
     areas = [part.area for part in parts]
     if not parts or sum(area for area in areas if area >= 0.2 * max(areas)) < 0.5 * sum(areas):
         return None  # noise has specks of all sizes
-    digit = np.isin(regions, [part.label for part in parts if part.area >= 0.03 * max(areas)])
+    main = max(parts, key=_reach)
+    # what is thicker than the pen and not slim is a blot, a hole or a shadow
+    pen = [part for part in parts if part.intensity_max <= max(1.5 * main.intensity_max, 0.2 * max(part.image.shape))]
+    digit = np.isin(regions, [part.label for part in pen if part.area >= 0.03 * main.area])
     contrast = np.median(light[~mask]) - light[digit].mean()
     if contrast < 0.08:
         return None
@@ -184,7 +187,7 @@ def _find(light: np.ndarray, evenly: bool) -> tuple[float, np.ndarray, np.ndarra
     border = np.ones_like(mask)
     border[1:-1, 1:-1] = False
     on_paper = 1 - mask[border].mean() / 2
-    whole = max(areas) / sum(areas) * (0.8 if digit[border].any() else 1)
+    whole = main.area / sum(areas) * (0.8 if digit[border].any() else 1)
     score = max(slim, 0.01) ** 2 * on_paper**2 * whole**2 * contrast * (1 if evenly else 0.5)
     return score, ink, mask, digit
 
@@ -195,10 +198,7 @@ def _on_paper(parts: list, page: tuple[int, int]) -> list:
     inner = [part for part in parts if contact[part.label] < 0.6]
     if inner and contact[max(inner, key=_reach).label] == 0:  # a digit free of the edge owns nothing that touches it
         parts = [part for part in inner if contact[part.label] == 0]
-    parts = [part for part in parts if not any(_holds(part, other) for other in parts)]
-    pen = max(parts, key=_reach).intensity_max if parts else 0
-    # what is thicker than the pen and not slim is a blot, a hole or a shadow
-    return [part for part in parts if part.intensity_max <= max(1.5 * pen, 0.2 * max(part.image.shape))]
+    return [part for part in parts if not any(_holds(part, other) for other in parts)]
 
 
 def _reach(part) -> float:
