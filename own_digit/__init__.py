@@ -188,7 +188,7 @@ def _find(light: np.ndarray, evenly: bool) -> tuple[float, np.ndarray, np.ndarra
     border[1:-1, 1:-1] = False
     on_paper = 1 - mask[border].mean() / 2
     whole = main.area / sum(areas) * (0.8 if digit[border].any() else 1)
-    score = max(slim, 0.01) ** 2 * on_paper**2 * whole**2 * contrast * (1 if evenly else 0.5)
+    score = max(slim, 0.01) ** 2 * on_paper**2 * whole**2 * contrast * (1 if evenly else 0.4)
     return score, ink, mask, digit
 
 
@@ -253,7 +253,8 @@ def _without_lines(ink: np.ndarray, mask: np.ndarray) -> np.ndarray:
     digit, usual = bounding_box(rest)[1], np.median(ink[level | upright])
     if usual > 0.75 * np.quantile(ink[rest], 0.75):  # as dark as the digit, whose stem goes on beyond the rest, too
         columns = level.any(0).nonzero()[0]
-        if not len(columns) or min(digit.start - columns[0], columns[-1] - digit.stop) < 0.1 * SIDE:
+        beyond = min(digit.start - columns[0], columns[-1] - digit.stop) if len(columns) else 0
+        if beyond < 0.1 * SIDE or level[[0, -1]].any():  # the foot of a 2 lies on the edge
             return ink
         upright[:] = False
     for lines, across in ((level, (SIDE // 10, 1)), (upright, (1, SIDE // 10))):
