@@ -176,7 +176,10 @@ def _find(light: np.ndarray, evenly: bool) -> tuple[float, np.ndarray, np.ndarra
     areas = [part.area for part in parts]
     if not parts or sum(area for area in areas if area >= 0.2 * max(areas)) < 0.5 * sum(areas):
         return None  # noise has specks of all sizes
-    digit = np.isin(regions, [part.label for part in parts if part.area >= 0.03 * max(areas)])
+    main = max(parts, key=_reach)
+    # what is thicker than the pen and not slim is a blot, a hole or a shadow
+    pen = [part for part in parts if part.intensity_max <= max(1.5 * main.intensity_max, 0.2 * max(part.image.shape))]
+    digit = np.isin(regions, [part.label for part in pen if part.area >= 0.03 * main.area])
     contrast = np.median(light[~mask]) - light[digit].mean()
     if contrast < 0.08:
         return None
@@ -184,8 +187,8 @@ def _find(light: np.ndarray, evenly: bool) -> tuple[float, np.ndarray, np.ndarra
     border = np.ones_like(mask)
     border[1:-1, 1:-1] = False
     on_paper = 1 - mask[border].mean() / 2
-    whole = max(areas) / sum(areas) * (0.8 if digit[border].any() else 1)
-    score = max(slim, 0.01) ** 2 * on_paper**2 * whole**2 * contrast * (1 if evenly else 0.5)
+    whole = main.area / sum(areas) * (0.8 if digit[border].any() else 1)
+    score = max(slim, 0.01) ** 2 * on_paper**2 * whole**2 * contrast * (1 if evenly else 0.4)
     return score, ink, mask, digit
 
 
@@ -195,10 +198,7 @@ def _on_paper(parts: list, page: tuple[int, int]) -> list:
     inner = [part for part in parts if contact[part.label] < 0.6]
     if inner and contact[max(inner, key=_reach).label] == 0:  # a digit free of the edge owns nothing that touches it
         parts = [part for part in inner if contact[part.label] == 0]
-    parts = [part for part in parts if not any(_holds(part, other) for other in parts)]
-    pen = max(parts, key=_reach).intensity_max if parts else 0
-    # what is thicker than the pen and not slim is a blot, a hole or a shadow
-    return [part for part in parts if part.intensity_max <= max(1.5 * pen, 0.2 * max(part.image.shape))]
+    return [part for part in parts if not any(_holds(part, other) for other in parts)]
 
 
 def _reach(part) -> float:
@@ -253,7 +253,8 @@ def _without_lines(ink: np.ndarray, mask: np.ndarray) -> np.ndarray:
     digit, usual = bounding_box(rest)[1], np.median(ink[level | upright])
     if usual > 0.75 * np.quantile(ink[rest], 0.75):  # as dark as the digit, whose stem goes on beyond the rest, too
         columns = level.any(0).nonzero()[0]
-        if not len(columns) or min(digit.start - columns[0], columns[-1] - digit.stop) < 0.1 * SIDE:
+        beyond = min(digit.start - columns[0], columns[-1] - digit.stop) if len(columns) else 0
+        if beyond < 0.1 * SIDE or level[[0, -1]].any():  # the foot of a 2 lies on the edge
             return ink
         upright[:] = False
     for lines, across in ((level, (SIDE // 10, 1)), (upright, (1, SIDE // 10))):
