@@ -54,7 +54,8 @@ def test_the_first_mirror_that_has_the_file_repairs_it(raw, mnist, monkeypatch):
     """One that does not answer, and one that fails otherwise, come first."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=RAW))
     Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/", "x/", f"http://127.0.0.1:{server.server_port}/"])
+    address = f"http://127.0.0.1:{server.server_port}/"
+    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/", "no address", address])
     (raw / FILES[1]).write_bytes(b"damaged")
     assert torch.equal(utils.load_mnist(raw.parents[1], "cpu")[0][1], mnist[0][1])
     assert (raw / FILES[1]).read_bytes() == (RAW / FILES[1]).read_bytes()
