@@ -49,7 +49,7 @@ def _verified(path: Path, md5: str) -> bytes:
     """The content of the file at `path`, or, if its MD5 sum is wrong, what a mirror has, which then replaces it."""
     if check_integrity(path, md5):
         return path.read_bytes()
-    failures = []
+    failures, timeout = [], socket.getdefaulttimeout()
     for mirror in MNIST.mirrors:
         with tempfile.TemporaryDirectory() as folder:
             try:
@@ -59,7 +59,7 @@ def _verified(path: Path, md5: str) -> bytes:
                 failures.append(f"{mirror}: {error}")
                 continue
             finally:
-                socket.setdefaulttimeout(None)
+                socket.setdefaulttimeout(timeout)
             content = Path(folder, path.name).read_bytes()
         with suppress(OSError):  # in a read-only folder, the next run downloads again
             storage.save_bytes(path, content)

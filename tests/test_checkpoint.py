@@ -13,8 +13,8 @@ import torch
 
 import storage
 import utils
-from conftest import fit
 from model import Net
+from trainings import fit
 
 
 def assert_same(one, other) -> None:

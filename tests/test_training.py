@@ -10,8 +10,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import storage
 import utils
-from conftest import AUGMENT, fit, start
 from model import Net
+from trainings import AUGMENT, fit, start
 
 
 def test_loss_falls_and_digits_are_learnt(mnist):
