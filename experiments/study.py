@@ -32,6 +32,7 @@ from experiments import RESULTS, ROOT
 from experiments.recipes import RECIPES, Recipe, teacher_path
 
 COMMIT = storage.environment("cpu")["commit"]  # that of the code which this process has imported
+CLEAN = re.compile("[0-9a-f]{7,40}")  # a commit's name without "-dirty"
 
 
 class Study(NamedTuple):
@@ -90,7 +91,7 @@ def checked(path: Path, any_commit: bool = False, **expected: object) -> dict:
     epochs = record.get("hyperparameters", {}).get("epochs")
     if epochs and {len(values) for values in record.get("history", {None: []}).values()} != {epochs}:
         raise ValueError(f"{path} is incomplete: its history does not have every epoch. Delete it")
-    if not any_commit and not re.fullmatch(r"[0-9a-f]{7,40}", record.get("commit", "unknown")):
+    if not any_commit and not CLEAN.fullmatch(record.get("commit", "unknown")):
         raise ValueError(f"{path} names no commit ({record.get('commit')}). Run it again from a clean clone")
     return record
 
@@ -144,7 +145,7 @@ def run(study: Study, wanted: list[int], jobs: int, address: str | None) -> None
         raise ValueError(f"{study.label} has not {stated[2]} parameters: change the recipe {stated[1]} instead")
     missing = [seed for seed in wanted if study.is_missing(seed)]
     print(f"{study.label}: {len(wanted) - len(missing)} of {len(wanted)} seeds are in {study.folder}", flush=True)
-    if missing and study.root == RESULTS and not re.fullmatch("[0-9a-f]+", COMMIT):
+    if missing and study.root == RESULTS and not CLEAN.fullmatch(COMMIT):
         raise ValueError(f"a record names the commit that made it, and this is {COMMIT}: commit first, or use --images")
     cluster = dict(backend="dask", scheduler_host=address) if address else dict(backend="loky")
     command = shlex.join(["python", "-m", "experiments.study", *sys.argv[1:]])
