@@ -139,7 +139,7 @@ def by_epoch(axes: Axes, name: str, lines: dict[str, list[float]], goal: float) 
     for (label, values), color, marker in zip(lines.items(), (BLUE, RED), ("o", "s")):
         scaled = [scale * value for value in values]
         axes.plot(range(1, len(values) + 1), scaled, color=color, marker=marker, markersize=5, label=label)
-    units = dict(loss="mean negative log-likelihood (nats)", accuracy="accuracy (%)", rate="learning rate")
+    units = dict(loss="cross entropy (nats, logarithmic scale)", accuracy="accuracy (%)", rate="at the epoch's start")
     axes.set(title=name.capitalize(), xlabel="epoch", ylabel=units[kind])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if kind == "loss":
@@ -232,7 +232,7 @@ def confusion_matrix(labels: Tensor, log_probabilities: Tensor) -> Figure:
 @style
 def feature_maps(image: Tensor, activations: dict[str, Tensor]) -> Figure:
     """An `image` [28, 28] and, block by block, the first eight of its feature maps: block name → [C, H, W]."""
-    title = "Feature maps: the first 8 channels of each block, each scaled separately (yellow is strongest)"
+    title = "Feature maps: the first 8 channels of each block, each scaled separately (yellow is highest)"
     figure, axes = subplots(len(activations), 9, 0.7 + 1.02 * len(activations), title)
     for panel in axes:
         panel.set_axis_off()
@@ -263,7 +263,7 @@ def seeds(finals: list[float], goal: float, reference: float, this_run: float) -
     """Final accuracies (fractions) of the recorded seeds, their mean with its 95% interval, and two other runs."""
     points = 100 * np.array(finals)
     above = sum(final > goal for final in finals)
-    title = f"{above} of {len(finals)} seeds end above {goal:.1%}; their mean is {points.mean():.2f}%"
+    title = f"{above} of {len(finals)} seeds end above {goal:.1%}; the mean of all is {points.mean():.2f}%"
     figure, (axes,) = subplots(1, 1, 2.9, title)
     low = 100 * min(*finals, goal, max(this_run, 0.99)) - 0.03
     high = 100 * max(*finals, reference, this_run) + 0.03

@@ -42,7 +42,7 @@ def linear_head(channels: int) -> nn.Sequential:
 
 
 class SmallNet(nn.Sequential):
-    """Most parameters behind the pooling, where images are small and a parameter costs a fifth of the time.
+    """Most parameters behind the pooling, where images are small and a parameter costs fewer multiplications.
 
     `before` and `after` are the channels of the 3×3 convolutions before and after the max-pooling; 9,710 parameters by
     default.
@@ -56,7 +56,7 @@ class SmallNet(nn.Sequential):
 
 
 class LargeNet(SmallNet):
-    """A `SmallNet`, to be made large and a teacher: in bfloat16 but for its last block, which takes half the time."""
+    """A `SmallNet`, to be made large and a teacher: in bfloat16, to save time, but for its last block."""
 
     def forward(self, images: Tensor) -> Tensor:
         *blocks, last = self
@@ -105,7 +105,7 @@ class FastNet(nn.Sequential):
     """Halves the image at once, so that little is computed: 19,450 parameters by default.
 
     `widths` are the channels of its four convolutions. The first one is followed by max-pooling, before batch
-    normalization, which then has a quarter of the work, or, faster still, has a `stride` of 2.
+    normalization, which then has a quarter of the work, or has a `stride` of 2.
     """
 
     def __init__(self, widths: Sequence[int] = (16, 16, 32, 40), stride: int = 1) -> None:

@@ -44,10 +44,10 @@ def ingredients(
     for row, name in enumerate(changes, 1):
         difference, low, high = 100 * np.array(intervals[name])
         bar = dict(color=RED, markerfacecolor="white" if low <= 0 <= high else RED, capsize=5, markersize=7)
-        label = "mean, with Welch's 95% interval of the\ndifference (open: it includes zero)"
+        label = "mean, with Welch's 95% interval of the\ndifference (open: includes the unchanged mean)"
         ends = [[difference - low], [high - difference]]
         axes.errorbar(mean + difference, row + 0.25, xerr=ends, fmt="s", **bar, label=label)
-        cost = f"{100 * difference:+.0f} in 10,000".replace("-", "−")
+        cost = f"{100 * difference:+.0f} correct per 10,000".replace("-", "−")
         names.append(f"{textwrap.fill(name, 30)}\n{cost}")
     axes.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.7))
     axes.set_xlabel("test accuracy after the last epoch (%)")
@@ -110,8 +110,8 @@ def frontier(networks: list[dict], peers: list[dict], goal: float, limit: int) -
     `networks` have name, parameters, finals (of the seeds) and kind, one of `KINDS`; `peers` source, parameters and
     accuracy, as in results/peers.json. The corner of fewer than `limit` parameters and more than the `goal` is shaded.
     """
-    passing = min(network["parameters"] for network in networks if min(network["finals"]) > goal)
-    title = f"{passing:,} parameters are enough for every seed to end above {goal:.1%}"
+    least = min((n for n in networks if min(n["finals"]) > goal), key=lambda network: network["parameters"])
+    title = f"{least['parameters']:,} parameters, {least['kind']}: all {len(least['finals'])} seeds above {goal:.1%}"
     figure, (axes,) = subplots(1, 1, 7, title)
     corner = dict(color=GREEN, alpha=0.12, linewidth=0, label=f"the goal: over {goal:.1%}, under {limit:,}")
     axes.fill_between([100, limit], 100 * goal, 100, **corner)
@@ -129,7 +129,7 @@ def frontier(networks: list[dict], peers: list[dict], goal: float, limit: int) -
     axes.plot(counts, accuracies, "X", color=GRAY, markersize=8, label="published by others, mostly one run")
     lowest = min(mean for _, _, mean, _ in points + published)
     axes.set(xscale="log", xlim=(450, 1.9 * limit), ylim=(lowest - 0.15, 99.75))
-    axes.set(xlabel="parameters (logarithmic scale)", ylabel="test accuracy after the last epoch (%)")
+    axes.set(xlabel="parameters (logarithmic scale)", ylabel="final test accuracy (%), of others as published")
     ticks = [500, 1_000, 2_000, 5_000, 10_000, 20_000]
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.minorticks_off()
@@ -166,11 +166,11 @@ def calibration(labels: Tensor, log_probabilities: Tensor) -> Figure:
 def robustness(
     accuracies: dict[str, dict[float, float]], trained: dict[str, tuple[float, float]], images: int
 ) -> Figure:
-    """Accuracy (fractions) on the first `images` of the test set against each corruption's strength.
+    """Accuracy (fractions) on so many `images` of the test set against each corruption's strength.
 
     The range of strengths that training saw is shaded.
     """
-    title = f"Accuracy on the first {images:,} test images, corrupted"
+    title = f"Accuracy on {images:,} corrupted test images"
     figure, axes = subplots(1, len(accuracies), 4, title, sharey=True)
     for panel, (name, results) in zip(axes, accuracies.items()):
         panel.axvspan(*trained[name], color=GREEN, alpha=0.2, linewidth=3, label="seen in training")

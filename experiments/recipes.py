@@ -179,7 +179,7 @@ class Recipe:
 
 
 def on_device(network: nn.Module, device: torch.device) -> nn.Module:
-    """The `network` on the `device`; on a CPU channels-last, so faster, if it has SiLU, which oneDNN does not block."""
+    """The `network` on the `device`; on a CPU channels-last, if it has SiLU, which oneDNN does not block."""
     faster = device.type == "cpu" and any(isinstance(layer, nn.SiLU) for layer in network.modules())
     return network.to(device, memory_format=torch.channels_last if faster else torch.preserve_format)
 
@@ -243,7 +243,7 @@ RECIPES: dict[str, Recipe] = {
     "one-cycle": ONE_CYCLE,
     "one-cycle-deskewed": replace(ONE_CYCLE, title="Net, one cycle, digits deskewed", **DESKEWED),
     "one-cycle-taught": NET_TAUGHT,
-    "one-cycle-deskewed-taught": replace(NET_TAUGHT, title="Net, with a large teacher, digits deskewed", **DESKEWED),
+    "one-cycle-deskewed-taught": replace(NET_TAUGHT, title=f"{NET_TAUGHT.title}, deskewed", **DESKEWED),
     # where trials of other sizes begin
     "small": SMALL,
     "tiny": TINY,

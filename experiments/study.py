@@ -5,7 +5,7 @@
     python -m experiments.study tiny-970 --images 400 --set epochs=2
 
 The second line is a trial: the last 10,000 training images take the place of the test set, which stays unseen, and the
-records go to results/trials/. The third is a quick try: what it writes goes to runs/tries/.
+records go to results/trials/. The third is a quick try: its records go to runs/tries/.
 
 To resume a study, repeat the command: recorded seeds are skipped, and one that was begun goes on after its last epoch
 (runs/study/). Seeds run side by side, one thread each. On a cluster: start it (`dask scheduler` and `dask worker
