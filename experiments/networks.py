@@ -152,3 +152,24 @@ class Deskew(nn.Module):
         matrix = torch.stack([step, step * slant, x, zero, step, y], dim=1).view(-1, 2, 3)
         grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
         return F.grid_sample(excess, grid, align_corners=False) + lightest
+
+
+class ShiftAverage(nn.Module):
+    """In evaluation, `network`'s answer to an image and to the four that are shifted by one pixel, averaged.
+
+    The mean of the five log-probabilities [B, 10], normalized; in training, the answer to the image [B, 1, 28, 28].
+    Source: A. Krizhevsky et al., ImageNet Classification with Deep Convolutional Neural Networks, NeurIPS 2012, there
+    for ten crops
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training:
+            return self.network(images)
+        padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
+        places = (1, 1), (0, 1), (2, 1), (1, 0), (1, 2)  # of the upper left corner
+        views = [padded[..., y : y + 28, x : x + 28] for y, x in places]
+        return F.log_softmax(sum(self.network(view) for view in views) / len(views), dim=1)

@@ -107,6 +107,7 @@ class Recipe:
     stride: int | None = None  # of the first convolution
     deskew: float | None = None  # enlargement by `Deskew` in front of the network
     learned_ink: bool | None = None
+    average_shifts: bool | None = None  # in evaluation, `ShiftAverage`
     learning_rate: float  # of `sgd`, with what follows
     momentum: float = 0.9
     nesterov: bool = False
@@ -141,7 +142,8 @@ class Recipe:
         """A network with fresh weights."""
         arguments = self._given("dropout", "before", "after", "channels", "repeats", "widths", "stride")
         make = partial(getattr(networks, self.network), **arguments)
-        return nn.Sequential(networks.Deskew(self.deskew, bool(self.learned_ink)), make()) if self.deskew else make()
+        network = networks.ShiftAverage(make()) if self.average_shifts else make()
+        return nn.Sequential(networks.Deskew(self.deskew, bool(self.learned_ink)), network) if self.deskew else network
 
     def amounts(self, done: float) -> dict:
         """The arguments of the augmentation after a share `done`, in [0, 1], of the training."""

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torchvision import transforms
 
 import storage
 import utils
 from conftest import ROOT
 from experiments import report
-from experiments.networks import Deskew
+from experiments.networks import Deskew, ShiftAverage
 from experiments.recipes import RECIPES
 from experiments.study import size
 
@@ -49,3 +50,13 @@ def test_learned_ink_is_trained_with_the_network_behind_it(mnist):
     transformer, network = RECIPES["tiny-980"].make_network()
     network(transformer(utils.normalize(mnist[1][0][:20]))).square().sum().backward()
     assert sum(parameter.numel() for parameter in transformer.parameters() if parameter.grad.abs().max() > 0) == 10
+
+
+def test_the_average_over_shifts_is_that_of_five_answers():
+    torch.manual_seed(1)
+    network = RECIPES["tiny-970"].make_network().eval()
+    images = F.pad(torch.rand(3, 1, 20, 20), (4, 4, 4, 4))  # black at the edges: rolling shifts them
+    shifted = [images, *(images.roll(step, axis) for step in (-1, 1) for axis in (2, 3))]
+    answers = torch.stack([network(view) for view in shifted]).mean(0)
+    torch.testing.assert_close(ShiftAverage(network).eval()(images), answers.log_softmax(1))
+    assert torch.equal(ShiftAverage(network.train())(images), network(images))
