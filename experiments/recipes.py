@@ -239,6 +239,7 @@ WIDER_TAUGHT = replace(SMALL_TAUGHT, before=[12, 12], after=[24, 32, 29])
 TINY = replace(ONE_CYCLE, title="TinyNet", **TINY_NET)
 TRANSFORMED = replace(TINY, title="TinyNet, learned weighting", deskew=1.2, learned_ink=True, **_amounts(0.25))
 TRANSFORMED_TAUGHT = replace(TRANSFORMED, title=f"{TRANSFORMED.title}, with a large teacher", **TAUGHT)
+SMALL_BATCHES = replace(TRANSFORMED, title=f"{TRANSFORMED.title}, batches of 32", batch_size=32, learning_rate=0.2)
 
 RECIPES: dict[str, Recipe] = {
     "reference": REFERENCE,
@@ -273,9 +274,8 @@ RECIPES: dict[str, Recipe] = {
     "tiny-1642": replace(TINY, **_amounts(0.5), channels=24),
     "tiny-980": TRANSFORMED,
     "tiny-980-taught": TRANSFORMED_TAUGHT,
-    "tiny-980-batches-of-32": replace(
-        TRANSFORMED, title=f"{TRANSFORMED.title}, batches of 32", batch_size=32, learning_rate=0.2
-    ),
+    "tiny-980-batches-of-32": SMALL_BATCHES,
+    "tiny-980-shifts": replace(SMALL_BATCHES, title=f"{SMALL_BATCHES.title}, averaged over shifts", average_shifts=True),
     "tiny-970": replace(TINY, **_amounts(0.25)),
     "tiny-970-deskewed": replace(
         TINY, title="TinyNet, digits deskewed", deskew=1.2, learned_ink=False, **_amounts(0.25)
