@@ -275,7 +275,7 @@ RECIPES: dict[str, Recipe] = {
     "tiny-980": TRANSFORMED,
     "tiny-980-taught": TRANSFORMED_TAUGHT,
     "tiny-980-batches-of-32": SMALL_BATCHES,
-    "tiny-980-shifts": replace(SMALL_BATCHES, title=f"{SMALL_BATCHES.title}, averaged over shifts", average_shifts=True),
+    "tiny-980-shifts": replace(SMALL_BATCHES, title=f"{SMALL_BATCHES.title}, shifts averaged", average_shifts=True),
     "tiny-970": replace(TINY, **_amounts(0.25)),
     "tiny-970-deskewed": replace(
         TINY, title="TinyNet, digits deskewed", deskew=1.2, learned_ink=False, **_amounts(0.25)
