@@ -235,7 +235,6 @@ ONE_CYCLE = Recipe(title="Net, one cycle", **NET, **CYCLE, **RANDOM)
 NET_TAUGHT = replace(ONE_CYCLE, title="Net, with a large teacher, fading augmentation", **TAUGHT, **FADING)
 SMALL = replace(ONE_CYCLE, title="SmallNet, one cycle", **SMALL_NET)
 SMALL_TAUGHT = replace(SMALL, title="SmallNet, with a large teacher, fading augmentation", **TAUGHT, **FADING)
-WIDER_TAUGHT = replace(SMALL_TAUGHT, before=[12, 12], after=[24, 32, 29])
 TINY = replace(ONE_CYCLE, title="TinyNet", **TINY_NET)
 TRANSFORMED = replace(TINY, title="TinyNet, learned weighting", deskew=1.2, learned_ink=True, **_amounts(0.25))
 TRANSFORMED_TAUGHT = replace(TRANSFORMED, title=f"{TRANSFORMED.title}, with a large teacher", **TAUGHT)
@@ -256,8 +255,7 @@ RECIPES: dict[str, Recipe] = {
     "small-37986": replace(
         SMALL, title="SmallNet, the teacher", learning_rate=0.2, before=[16, 16], after=[32, 48, 38]
     ),
-    "small-19778": WIDER_TAUGHT,
-    "small-19778-deskewed": replace(WIDER_TAUGHT, title=f"{WIDER_TAUGHT.title}, deskewed", **DESKEWED),
+    "small-19778": replace(SMALL_TAUGHT, before=[12, 12], after=[24, 32, 29]),
     "fast": replace(ONE_CYCLE, title="FastNet, fading augmentation", **FAST_NET, **SHORT),
     "fast-strided": replace(ONE_CYCLE, title="FastNet with a stride, three epochs", **FAST_NET, **(SHORT | STRIDED)),
     "small-9710": SMALL,
