@@ -149,5 +149,4 @@ def test_speed_times_whole_trainings():
     for loop, recipe in speed.PROGRAMS:
         run = speed.measure(loop, recipe, images=300)
         assert len(run["epoch_seconds"]) == len(run["test_accuracy"]) == RECIPES[recipe].epochs
-        assert run["peak_memory_mb"] > 100
-        assert run["seconds"] > sum(run["epoch_seconds"])
+        assert run["peak_memory_mb"] > 100 and run["seconds"] > sum(run["epoch_seconds"])
