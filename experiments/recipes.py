@@ -141,9 +141,11 @@ class Recipe:
     def make_network(self) -> nn.Sequential:
         """A network with fresh weights."""
         arguments = self._given("dropout", "before", "after", "channels", "repeats", "widths", "stride")
-        make = partial(getattr(networks, self.network), **arguments)
-        network = networks.ShiftAverage(make()) if self.average_shifts else make()
-        return nn.Sequential(networks.Deskew(self.deskew, bool(self.learned_ink)), network) if self.deskew else network
+        front = networks.Deskew(self.deskew, bool(self.learned_ink)) if self.deskew else None  # draws its weights first
+        network = getattr(networks, self.network)(**arguments)
+        if self.average_shifts:
+            network = networks.ShiftAverage(network)
+        return nn.Sequential(front, network) if front else network
 
     def amounts(self, done: float) -> dict:
         """The arguments of the augmentation after a share `done`, in [0, 1], of the training."""
