@@ -32,6 +32,11 @@ def test_images_and_labels_are_those_of_the_files(mnist):
         np.testing.assert_array_equal(labels, np.frombuffer(digits[8:], np.uint8))
 
 
+def test_a_truncated_unpacked_file_is_not_read(raw, mnist):
+    (raw / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03half a file")
+    assert torch.equal(utils.load_mnist(raw.parents[1], "cpu")[0][0], mnist[0][0])
+
+
 @pytest.mark.parametrize("damage", ["one bit", "HTML", "missing"])
 def test_what_is_not_the_data_is_an_error_that_names_file_and_remedy(raw, monkeypatch, damage):
     monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])
