@@ -82,17 +82,18 @@ def zoom(images: Tensor, chosen: Tensor) -> Tensor:
     return torch.where(chosen[:, None, None], large[:, 0].round().to(torch.uint8), images)
 
 
-def affine(images: Tensor, matrix: Tensor, mode: str = "nearest") -> Tensor:
+def affine(images: Tensor, matrix: Tensor, mode: str = "nearest", displacement: Tensor | float = 0.0) -> Tensor:
     """Each pixel (x, y) of a result is the one at `matrix` [B, 2, 3] · (x, y, 1) of its image; what lies outside is 0.
 
-    Coordinates are pixels from the center, x to the right, y down. Takes the nearest pixel, as torchvision's
-    RandomRotation and RandomAffine do, unless `mode` is "bilinear".
+    Coordinates are pixels from the center, x to the right, y down; a `displacement` [B, 28, 28, 2] is added to them.
+    Takes the nearest pixel, as torchvision's RandomRotation and RandomAffine do, unless `mode` is "bilinear".
     """
     centered = torch.arange(28, device=images.device) - 13.5
     x, y = centered[None, None, :], centered[None, :, None]
     a, b, c, d, e, f = matrix.reshape(-1, 6, 1, 1).unbind(1)
-    source = torch.stack([a * x + b * y + c, d * x + e * y + f], dim=3) / 14  # grid_sample counts from -1 to 1
-    moved = F.grid_sample(images[:, None].float(), source, mode=mode, align_corners=False)
+    source = torch.stack([a * x + b * y + c, d * x + e * y + f], dim=3) + displacement
+    # grid_sample counts from -1 to 1
+    moved = F.grid_sample(images[:, None].float(), source / 14, mode=mode, align_corners=False)
     return moved[:, 0].round().to(torch.uint8)
 
 

@@ -31,20 +31,25 @@ def step_lr(optimizer: optim.Optimizer, epochs: int, batches: int, step_size: in
     return optim.lr_scheduler.StepLR(optimizer, step_size * batches, gamma)
 
 
-def one_cycle(optimizer: optim.Optimizer, epochs: int, batches: int, pct_start: float):
+def one_cycle(optimizer: optim.Optimizer, epochs: int, batches: int, pct_start: float, anneal_strategy: str = "linear"):
     """The learning rate rises linearly from a hundredth over a share `pct_start` of all steps, then falls to zero.
 
     Source: L. Smith, N. Topin, Super-Convergence, 2018, https://arxiv.org/abs/1708.07120
     """
-    shape = dict(pct_start=pct_start, anneal_strategy="linear", div_factor=100, final_div_factor=1e4)
+    shape = dict(pct_start=pct_start, anneal_strategy=anneal_strategy, div_factor=100, final_div_factor=1e4)
     peak = optimizer.defaults["lr"]
     return optim.lr_scheduler.OneCycleLR(optimizer, peak, epochs * batches, cycle_momentum=False, **shape)
 
 
-def random_affine(images: Tensor, max_degrees: float, max_shift: float, max_scale: float, max_shear: float) -> Tensor:
-    """A random affine variant of every image: degrees, pixels, and fractions, each uniform between ± its maximum.
+def random_affine(
+    images: Tensor, max_degrees: float, max_shift: float, max_scale: float, max_shear: float, elastic: float = 0.0
+) -> Tensor:
+    """A random variant of every image: affine, and elastic where `elastic` is not 0.
 
-    Source: torchvision's RandomAffine, there with one change of size for both axes
+    The affine amounts, in degrees, pixels, and fractions, are uniform between ± their maxima. `elastic` is the standard
+    deviation, in pixels, of the displacements at 6 × 6 points, between which those of all pixels are interpolated.
+    Sources: torchvision's RandomAffine, there with one change of size for both axes; P. Simard et al., Best Practices
+    for Convolutional Neural Networks, ICDAR 2003, there with displacements that are smoothed by a Gaussian filter
     """
     draws = torch.empty(6, len(images), device=images.device).uniform_(-1, 1)
     angle = torch.deg2rad(max_degrees * draws[0])
@@ -52,7 +57,13 @@ def random_affine(images: Tensor, max_degrees: float, max_shift: float, max_scal
     across, down = 1 / (1 + max_scale * draws[2]), 1 / (1 + max_scale * draws[3])
     columns = [across * cos, down * (shear * cos - sin), max_shift * draws[4]]
     columns += [across * sin, down * (shear * sin + cos), max_shift * draws[5]]
-    return utils.affine(images, torch.stack(columns, dim=1).view(-1, 2, 3))
+    displacement = 0.0
+    if elastic:
+        points = elastic * torch.randn(len(images), 2, 6, 6, device=images.device)
+        pixels = F.interpolate(points, size=(28, 28), mode="bicubic", align_corners=True)
+        displacement = pixels.permute(0, 2, 3, 1)
+    matrix = torch.stack(columns, dim=1).view(-1, 2, 3)
+    return utils.affine(images, matrix, displacement=displacement)
 
 
 SCHEDULERS = {"step_lr": step_lr, "one_cycle": one_cycle}
@@ -116,6 +127,7 @@ class Recipe:
     step_size: int | None = None  # epochs
     gamma: float | None = None
     pct_start: float | None = None
+    anneal_strategy: str | None = None
     augment: str  # a name in `AUGMENTATIONS`, and its arguments
     zoom_probability: float | None = None
     max_degrees: float | None = None
@@ -123,6 +135,7 @@ class Recipe:
     max_shift: float | None = None  # pixels
     max_scale: float | None = None
     max_shear: float | None = None
+    elastic: float | None = None  # pixels
     fade_from: float | None = None  # from this share of the training on, the amounts fall linearly ...
     fade_to: float | None = None  # ... to this share of themselves
     label_smoothing: float = 0.0
@@ -149,7 +162,9 @@ class Recipe:
 
     def amounts(self, done: float) -> dict:
         """The arguments of the augmentation after a share `done`, in [0, 1], of the training."""
-        arguments = self._given("zoom_probability", "max_degrees", "mode", "max_shift", "max_scale", "max_shear")
+        arguments = self._given(
+            "zoom_probability", "max_degrees", "mode", "max_shift", "max_scale", "max_shear", "elastic"
+        )
         if self.fade_from is None:
             return arguments
         faded = max(done - self.fade_from, 0) / max(1 - self.fade_from, 1e-9)
@@ -162,7 +177,7 @@ class Recipe:
         network = on_device(self.make_network(), images.device)
         optimizer = sgd(network, self.learning_rate, self.momentum, self.nesterov, self.weight_decay)
         batches = math.ceil(len(images) / self.batch_size)
-        shape = self._given("step_size", "gamma", "pct_start")
+        shape = self._given("step_size", "gamma", "pct_start", "anneal_strategy")
         scheduler = SCHEDULERS[self.scheduler](optimizer, self.epochs, batches, **shape)
 
         def augment(batch: Tensor) -> Tensor:

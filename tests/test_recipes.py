@@ -72,6 +72,19 @@ def test_random_affine_is_torchvisions(mnist, monkeypatch):
         assert ((ours.int() - theirs.int()).abs() > 1).float().mean() < 0.001
 
 
+def test_elastic_variants_are_torchvisions(mnist):
+    images, still = mnist[0][0][:10], dict(max_degrees=0, max_shift=0, max_scale=0, max_shear=0)
+    torch.manual_seed(1)
+    ours = random_affine(images, **still, elastic=1.5)
+    torch.manual_seed(1)
+    torch.empty(6, 10).uniform_(-1, 1)  # drawn first, for the affine part
+    pixels = F.interpolate(1.5 * torch.randn(10, 2, 6, 6), size=(28, 28), mode="bicubic", align_corners=True)
+    for image, result, (x, y) in zip(images, ours, pixels / 28 * 2):  # torchvision counts from -1 to 1
+        expected = tv.elastic_transform(image[None], torch.stack([x, y], dim=2)[None], tv.InterpolationMode.NEAREST)
+        assert ((result.int() - expected[0].int()).abs() > 1).float().mean() < 0.01
+    assert (ours != images).float().mean() > 0.1
+
+
 def test_fading_augmentation_falls_linearly_to_its_end():
     recipe = replace(ONE_CYCLE, fade_from=0.5, fade_to=0.3)
     for done, share in ((0.0, 1.0), (0.5, 1.0), (0.75, 0.65), (1.0, 0.3)):
