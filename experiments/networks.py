@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import utils
 from model import Net
 
 
@@ -165,10 +166,12 @@ class ShiftAverage(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
+        self.fast = []  # what trains it, in a list so that it is no submodule: its parameters are those of `network`
 
     def forward(self, images: Tensor) -> Tensor:
         if self.training:
-            return self.network(images)
+            self.fast = self.fast or [utils.blocked(self.network, images)]
+            return self.fast[0](images)
         padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
         places = (1, 1), (0, 1), (2, 1), (1, 0), (1, 2)  # of the upper left corner
         views = [padded[..., y : y + 28, x : x + 28] for y, x in places]

@@ -242,6 +242,7 @@ SHORT = dict(epochs=5, batch_size=256, learning_rate=0.8, weight_decay=3e-4, fad
 STRIDED = dict(epochs=3, batch_size=128, learning_rate=0.6, label_smoothing=0.05, stride=2)
 TAUGHT = dict(teacher="large", teachers=1, temperature=2.0, weight=0.9)
 FADING = dict(**STRONG, fade_from=0.6, fade_to=0.33)
+ELASTIC = dict(elastic=0.7, fade_from=0.5, fade_to=0.2, anneal_strategy="cos")
 LARGE_NET = dict(network="LargeNet", dropout=None, before=[32, 32], after=[96, 96, 128])
 FAST_NET = dict(network="FastNet", dropout=None, widths=[16, 16, 32, 40])
 SMALL_NET = dict(network="SmallNet", dropout=None, before=[8, 8], after=[16, 24, 19])
@@ -261,6 +262,9 @@ RECIPES: dict[str, Recipe] = {
     "reference": REFERENCE,
     **ABLATIONS,
     "one-cycle": ONE_CYCLE,
+    "one-cycle-elastic": replace(
+        ONE_CYCLE, title="Net, one cycle, elastic distortion, shifts averaged", **ELASTIC, average_shifts=True
+    ),
     "one-cycle-deskewed": replace(ONE_CYCLE, title="Net, one cycle, digits deskewed", **DESKEWED),
     "one-cycle-taught": NET_TAUGHT,
     "one-cycle-deskewed-taught": replace(NET_TAUGHT, title=f"{NET_TAUGHT.title}, deskewed", **DESKEWED),
