@@ -166,7 +166,7 @@ class ShiftAverage(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.fast = []  # what trains it, in a list so that it is no submodule: its parameters are those of `network`
+        self.fast = []  # what trains `network`; in a list, as its parameters are not to be counted twice
 
     def forward(self, images: Tensor) -> Tensor:
         if self.training:

@@ -1,5 +1,7 @@
 """The lab's networks against their records, deskewing against digits turned by hand and by torchvision."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -63,3 +65,15 @@ def test_the_average_over_shifts_is_that_of_five_answers():
     answers = torch.stack([network(view) for view in shifted]).mean(0)
     torch.testing.assert_close(ShiftAverage(network).eval()(images), answers.log_softmax(1))
     assert torch.equal(ShiftAverage(network.train())(images), network(images))
+
+
+def test_a_shift_averaged_network_trains_as_the_network_does(small):
+    torch.manual_seed(1)
+    network = RECIPES["one-cycle"].make_network()
+    averaged, images, labels = ShiftAverage(copy.deepcopy(network)), utils.normalize(small[0][0][:64]), small[0][1][:64]
+    names = list(averaged.state_dict())
+    for model in (network, averaged):
+        F.nll_loss(model(images), labels).backward()
+    for ours, expected in zip(averaged.parameters(), network.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, expected.grad, rtol=1e-3, atol=1e-4)
+    assert list(averaged.state_dict()) == names
