@@ -256,7 +256,8 @@ SMALL_TAUGHT = replace(SMALL, title="SmallNet, with a large teacher, fading augm
 TINY = replace(ONE_CYCLE, title="TinyNet", **TINY_NET)
 TRANSFORMED = replace(TINY, title="TinyNet, learned weighting", deskew=1.2, learned_ink=True, **_amounts(0.25))
 TRANSFORMED_TAUGHT = replace(TRANSFORMED, title=f"{TRANSFORMED.title}, with a large teacher", **TAUGHT)
-SMALL_BATCHES = replace(TRANSFORMED, title=f"{TRANSFORMED.title}, batches of 32", batch_size=32, learning_rate=0.2)
+BATCHES_OF_32 = dict(batch_size=32, learning_rate=0.2)
+SMALL_BATCHES = replace(TRANSFORMED, title=f"{TRANSFORMED.title}, batches of 32", **BATCHES_OF_32)
 
 RECIPES: dict[str, Recipe] = {
     "reference": REFERENCE,
@@ -290,6 +291,13 @@ RECIPES: dict[str, Recipe] = {
     "tiny-1937": replace(TRANSFORMED_TAUGHT, **_amounts(0.6), channels=27),
     "tiny-1927": replace(TINY, title="TinyNet, with a large teacher", **TAUGHT, **_amounts(0.6), channels=27),
     "tiny-1652": replace(TRANSFORMED_TAUGHT, **_amounts(0.6), channels=24),
+    "tiny-1652-shifts": replace(
+        TRANSFORMED_TAUGHT,
+        title=f"{TRANSFORMED_TAUGHT.title}, batches of 32, shifts averaged",
+        **(_amounts(0.6) | BATCHES_OF_32),
+        channels=24,
+        average_shifts=True,
+    ),
     "tiny-1642": replace(TINY, **_amounts(0.5), channels=24),
     "tiny-980": TRANSFORMED,
     "tiny-980-taught": TRANSFORMED_TAUGHT,
