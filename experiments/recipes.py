@@ -32,8 +32,9 @@ def step_lr(optimizer: optim.Optimizer, epochs: int, batches: int, step_size: in
 
 
 def one_cycle(optimizer: optim.Optimizer, epochs: int, batches: int, pct_start: float, anneal_strategy: str = "linear"):
-    """The learning rate rises linearly from a hundredth over a share `pct_start` of all steps, then falls to zero.
+    """The learning rate rises from a hundredth over a share `pct_start` of all steps, then falls to zero.
 
+    Both linearly, or, where `anneal_strategy` is "cos", along a cosine.
     Source: L. Smith, N. Topin, Super-Convergence, 2018, https://arxiv.org/abs/1708.07120
     """
     shape = dict(pct_start=pct_start, anneal_strategy=anneal_strategy, div_factor=100, final_div_factor=1e4)
