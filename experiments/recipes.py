@@ -275,10 +275,21 @@ RECIPES: dict[str, Recipe] = {
     "tiny": TINY,
     # other networks, by their number of parameters; the largest ones only teach the others
     "large": replace(ONE_CYCLE, title="LargeNet, a teacher", learning_rate=0.2, **LARGE_NET, **STRONG),
+    "large-elastic": replace(
+        ONE_CYCLE, title="LargeNet, elastic distortion", learning_rate=0.2, **LARGE_NET, **STRONG, **ELASTIC
+    ),
     "small-37986": replace(
         SMALL, title="SmallNet, the teacher", learning_rate=0.2, before=[16, 16], after=[32, 48, 38]
     ),
     "small-19778": replace(SMALL_TAUGHT, before=[12, 12], after=[24, 32, 29]),
+    "small-19778-elastic": replace(
+        SMALL_TAUGHT,
+        title="SmallNet, with a large teacher, elastic distortion, shifts averaged",
+        **(TAUGHT | ELASTIC | dict(teacher="large-elastic", fade_from=0.6, fade_to=0.33)),
+        before=[12, 12],
+        after=[24, 32, 29],
+        average_shifts=True,
+    ),
     "fast": replace(ONE_CYCLE, title="FastNet, fading augmentation", **FAST_NET, **SHORT),
     "fast-strided": replace(ONE_CYCLE, title="FastNet with a stride, three epochs", **FAST_NET, **(SHORT | STRIDED)),
     "small-9710": SMALL,
