@@ -285,7 +285,7 @@ RECIPES: dict[str, Recipe] = {
     "small-19778-elastic": replace(
         SMALL_TAUGHT,
         title="SmallNet, with a large teacher, elastic distortion, shifts averaged",
-        **(TAUGHT | ELASTIC | dict(teacher="large-elastic", fade_from=0.6, fade_to=0.33)),
+        **(TAUGHT | ELASTIC | FADING),
         before=[12, 12],
         after=[24, 32, 29],
         average_shifts=True,
