@@ -252,11 +252,14 @@ DESKEWED = dict(deskew=1.0, learned_ink=False)
 
 ONE_CYCLE = Recipe(title="Net, one cycle", **NET, **CYCLE, **RANDOM)
 NET_TAUGHT = replace(ONE_CYCLE, title="Net, with a large teacher, fading augmentation", **TAUGHT, **FADING)
+LARGE = replace(ONE_CYCLE, title="LargeNet, a teacher", learning_rate=0.2, **LARGE_NET, **STRONG)
 SMALL = replace(ONE_CYCLE, title="SmallNet, one cycle", **SMALL_NET)
 SMALL_TAUGHT = replace(SMALL, title="SmallNet, with a large teacher, fading augmentation", **TAUGHT, **FADING)
+SMALL_19778 = replace(SMALL_TAUGHT, before=[12, 12], after=[24, 32, 29])
 TINY = replace(ONE_CYCLE, title="TinyNet", **TINY_NET)
 TRANSFORMED = replace(TINY, title="TinyNet, learned weighting", deskew=1.2, learned_ink=True, **_amounts(0.25))
 TRANSFORMED_TAUGHT = replace(TRANSFORMED, title=f"{TRANSFORMED.title}, with a large teacher", **TAUGHT)
+TINY_1652 = replace(TRANSFORMED_TAUGHT, **_amounts(0.6), channels=24)
 BATCHES_OF_32 = dict(batch_size=32, learning_rate=0.2)
 SMALL_BATCHES = replace(TRANSFORMED, title=f"{TRANSFORMED.title}, batches of 32", **BATCHES_OF_32)
 
@@ -274,20 +277,16 @@ RECIPES: dict[str, Recipe] = {
     "small": SMALL,
     "tiny": TINY,
     # other networks, by their number of parameters; the largest ones only teach the others
-    "large": replace(ONE_CYCLE, title="LargeNet, a teacher", learning_rate=0.2, **LARGE_NET, **STRONG),
-    "large-elastic": replace(
-        ONE_CYCLE, title="LargeNet, elastic distortion", learning_rate=0.2, **LARGE_NET, **STRONG, **ELASTIC
-    ),
+    "large": LARGE,
+    "large-elastic": replace(LARGE, title="LargeNet, elastic distortion", **ELASTIC),
     "small-37986": replace(
         SMALL, title="SmallNet, the teacher", learning_rate=0.2, before=[16, 16], after=[32, 48, 38]
     ),
-    "small-19778": replace(SMALL_TAUGHT, before=[12, 12], after=[24, 32, 29]),
+    "small-19778": SMALL_19778,
     "small-19778-elastic": replace(
-        SMALL_TAUGHT,
+        SMALL_19778,
         title="SmallNet, with a large teacher, elastic distortion, shifts averaged",
-        **(TAUGHT | ELASTIC | FADING),
-        before=[12, 12],
-        after=[24, 32, 29],
+        **(ELASTIC | FADING),
         average_shifts=True,
     ),
     "fast": replace(ONE_CYCLE, title="FastNet, fading augmentation", **FAST_NET, **SHORT),
@@ -302,13 +301,9 @@ RECIPES: dict[str, Recipe] = {
     "tiny-2442": replace(TINY, **_amounts(0.7), channels=32, repeats=[2, 5]),
     "tiny-1937": replace(TRANSFORMED_TAUGHT, **_amounts(0.6), channels=27),
     "tiny-1927": replace(TINY, title="TinyNet, with a large teacher", **TAUGHT, **_amounts(0.6), channels=27),
-    "tiny-1652": replace(TRANSFORMED_TAUGHT, **_amounts(0.6), channels=24),
+    "tiny-1652": TINY_1652,
     "tiny-1652-shifts": replace(
-        TRANSFORMED_TAUGHT,
-        title=f"{TRANSFORMED_TAUGHT.title}, batches of 32, shifts averaged",
-        **(_amounts(0.6) | BATCHES_OF_32),
-        channels=24,
-        average_shifts=True,
+        TINY_1652, title=f"{TINY_1652.title}, batches of 32, shifts averaged", **BATCHES_OF_32, average_shifts=True
     ),
     "tiny-1642": replace(TINY, **_amounts(0.5), channels=24),
     "tiny-980": TRANSFORMED,
