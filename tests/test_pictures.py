@@ -6,7 +6,8 @@ import torch
 
 import plots
 import utils
-from model import Net, receptive_field
+from inspection import receptive_field
+from model import Net
 
 LABELS = torch.arange(40) % 10
 LOG_PROBABILITIES = torch.full((40, 10), 0.01)
@@ -59,7 +60,7 @@ def test_a_batch_shows_every_image_below_its_label(small):
 def test_receptive_field_frames_the_pixels_that_the_middle_unit_depends_on(network):
     image = torch.rand(1, 1, 28, 28, dtype=torch.double, requires_grad=True)
     blocks = list(network.double().eval())
-    figure = plots.receptive_field(image[0, 0].detach(), receptive_field(network))
+    figure = plots.receptive_field(image[0, 0].detach(), receptive_field(network)[0])
     for depth in {1, 2, 3, 5, 6, 7} & {*range(len(blocks) + 1)}:  # one unit of a max-pooling passes on one pixel only
         out = torch.nn.Sequential(*blocks[:depth])(image)
         middle = out.shape[-1] // 2

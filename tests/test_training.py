@@ -1,17 +1,33 @@
 """Training and evaluation: against sums by hand, and against themselves with the same seed."""
 
 import copy
+import math
+import subprocess
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn, optim
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.optim import lr_scheduler
+from torch.utils.data import DataLoader, TensorDataset
 
+import onednn
 import storage
 import utils
+from conftest import ROOT
 from model import Net
 from trainings import AUGMENT, fit, start
+
+
+def test_the_loop_gives_the_numbers_that_it_always_gave(small):
+    """Written down from the loop that stepped its schedulers after every batch."""
+    network, history = fit(*small, epochs=3)
+    assert history["train_loss"] == pytest.approx([2.0763333, 1.5146261, 1.1329533], rel=1e-4)
+    assert history["test_loss"] == pytest.approx([2.2920692, 1.9420033, 1.8094428], rel=1e-4)
+    assert history["train_accuracy"] == pytest.approx([0.302, 0.563, 0.684], abs=0.002)
+    assert sum(parameter.abs().sum().item() for parameter in network.parameters()) == pytest.approx(636.85084, rel=1e-5)
 
 
 def test_loss_falls_and_digits_are_learnt(mnist):
@@ -43,11 +59,79 @@ def test_evaluation_is_of_all_images_in_evaluation_mode(small):
     assert utils.evaluate(network, images, labels) == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_loss_that_explodes_and_images_without_labels_are_errors(small):
-    with pytest.raises(FloatingPointError, match="a lower learning rate may help"):
-        fit(*small, epochs=1, learning_rate=1e38)
+class Scores(Net):
+    """Scores that are far from log-probabilities."""
+
+    def forward(self, x):
+        return 3 * super().forward(x) + 5
+
+
+def test_scores_are_evaluated_as_the_log_probabilities_that_they_mean(small):
+    (images, labels), network = small[1], Scores()
+    log_probabilities = utils.predict(network, images)
+    torch.testing.assert_close(log_probabilities, network(utils.normalize(images)).log_softmax(1))
+    assert torch.equal(utils.predict(Net(), images).exp().sum(1).round(decimals=5), torch.ones(500))
+    loss, _ = utils.evaluate(network, images, labels, F.cross_entropy)
+    assert loss == pytest.approx(F.nll_loss(log_probabilities, labels).item(), rel=1e-5)
+
+
+def test_the_test_loss_is_of_the_training_losss_kind(small):
+    smooth = nn.CrossEntropyLoss(label_smoothing=0.5)
+    _, history = fit(*small, epochs=1, network=Scores(), loss_fn=smooth)
+    floor = -(0.55 * math.log(0.55) + 9 * 0.05 * math.log(0.05))  # of a perfect prediction
+    assert min(history["train_loss"] + history["test_loss"]) > floor
+
+
+@pytest.mark.parametrize("rate, network", [(0.1, Scores()), (1e38, Net())], ids=["scores", "a rate too high"])
+def test_a_loss_that_is_none_ends_the_first_epoch(small, rate, network):
+    with pytest.raises(FloatingPointError, match="take F.cross_entropy in place of F.nll_loss; else .* lower learning"):
+        fit(*small, epochs=9, learning_rate=rate, network=network)
+
+
+def test_images_without_labels_and_trainings_without_epochs_are_errors(small):
     with pytest.raises(ValueError, match="each image needs one label"):
         utils.Loader(small[0][0], small[1][1], 32, AUGMENT)
+    with pytest.raises(ValueError, match="at least one epoch, got 0"):
+        fit(*small, epochs=0)
+
+
+SCHEDULERS = {  # of a rate of 0.1, with eight batches an epoch: the rates at the start of three epochs
+    "StepLR": (lambda o: lr_scheduler.StepLR(o, 1, 0.1), [0.1, 0.01, 0.001]),
+    "LambdaLR": (lambda o: lr_scheduler.LambdaLR(o, lambda epoch: 1 / (1 + epoch)), [0.1, 0.05, 0.1 / 3]),
+    "OneCycleLR": (lambda o: lr_scheduler.OneCycleLR(o, 1.0, 25, None, None, 9 / 25, "linear"), [0.04, 1.0, 0.5]),
+    "CyclicLR": (lambda o: lr_scheduler.CyclicLR(o, 0.1, 0.9, step_size_up=8), [0.1, 0.9, 0.1]),
+    "None": (lambda o: None, [0.1, 0.1, 0.1]),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_schedulers_step_after_every_epoch_or_after_every_batch(small, name):
+    make, rates = SCHEDULERS[name]
+    network, optimizer, _, loader = start(small[0])
+    history = utils.fit(network, optimizer, make(optimizer), loader, small[1], 3)
+    assert history["learning_rate"] == pytest.approx(rates, abs=0.003)
+
+
+@pytest.mark.parametrize("mode, falls", [("min", True), ("max", False)])
+def test_a_plateau_is_one_of_training_loss_or_accuracy(small, monkeypatch, mode, falls):
+    """The loss stays, the accuracy rises."""
+    results = iter([(1.0, 0.1), (1.0, 0.2), (1.0, 0.3)])
+    monkeypatch.setattr(utils, "train_epoch", lambda *_: next(results))
+    network, optimizer, _, loader = start(small[0])
+    scheduler = lr_scheduler.ReduceLROnPlateau(optimizer, mode, patience=0)
+    history = utils.fit(network, optimizer, scheduler, loader, small[1], 3)
+    assert history["learning_rate"] == pytest.approx([0.1, 0.1, 0.01 if falls else 0.1])
+
+
+def test_any_iterable_of_batches_is_a_loader(small):
+    images, labels = small[0]
+    network, optimizer, scheduler, _ = start(small[0])
+    x = utils.normalize(images)
+    batches = DataLoader(TensorDataset(x, labels), batch_size=128)
+    history = utils.fit(network, optimizer, scheduler, batches, small[1], 1)
+    network, optimizer, scheduler, _ = start(small[0])
+    expected = utils.fit(network, optimizer, scheduler, list(zip(x.split(128), labels.split(128))), small[1], 1)
+    assert history["train_loss"] == expected["train_loss"] and history["train_loss"][0] < 2.3
 
 
 def layers(*middle: nn.Module) -> nn.Sequential:
@@ -73,22 +157,23 @@ REFUSED += [layers(nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"))]
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
 @pytest.mark.parametrize("network", [*FAST, *REFUSED], ids=lambda network: repr(network[1])[:60])
 def test_the_blocked_layout_trains_like_the_network_itself_or_is_not_used(small, monkeypatch, network):
-    fast = utils.blocked(network, utils.normalize(small[0][0][:8]))
-    assert isinstance(fast, utils.Blocked) == (network in FAST)
+    state = torch.get_rng_state()
+    assert isinstance(utils.blocked(network), onednn.Blocked) == (network in FAST)
+    assert torch.equal(torch.get_rng_state(), state)
     plain = copy.deepcopy(network)
     _, history = fit(*small, epochs=1, network=network, learning_rate=0.001)
-    monkeypatch.setattr(utils, "blocked", lambda network, _: network)
+    monkeypatch.setattr(utils, "blocked", lambda network: network)
     _, expected = fit(*small, epochs=1, network=plain, learning_rate=0.001)
     assert history["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-3)
     for ours, theirs in zip(network.parameters(), plain.parameters()):
         torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-3)
 
 
-def test_a_plateau_lowers_the_rate(small):
-    network, optimizer, _, loader = start(small[0], learning_rate=1e-9)
-    scheduler = optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, threshold=0.5, eps=0)
-    history = utils.fit(network, optimizer, scheduler, loader, small[1], 3)
-    assert history["learning_rate"] == pytest.approx([1e-9, 1e-9, 1e-10])
+def test_nothing_rests_on_asserts():
+    """Under `python -O` there are none."""
+    code = "from torch import nn; import onednn; print(onednn.blocked(nn.Sequential(nn.Conv2d(1, 2, 3), nn.PReLU(2))))"
+    command = [sys.executable, "-O", "-c", code]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.startswith("Sequential(")
 
 
 def test_all_stays_on_the_device_of_the_images():

@@ -1,0 +1,304 @@
+"""What a network does, read from one run of it: its receptive field, and what the assignment asks for.
+
+Neither its class nor the names of its layers nor the order in which they were declared matter, only what is called.
+"""
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+
+class Call(NamedTuple):
+    """One call of a PyTorch function that takes something made of the images."""
+
+    layer: str  # the innermost module that made it, by its name in the network; "" in the network's own `forward`
+    function: str  # `conv2d` is what `nn.Conv2d` calls as well as `F.conv2d`
+    args: tuple
+    kwargs: dict
+    result: object
+
+    def argument(self, place: int, name: str, default: object = None) -> object:
+        """An argument, given by its place or by its name."""
+        return self.args[place] if len(self.args) > place else self.kwargs.get(name, default)
+
+    def inputs(self) -> list[Tensor]:
+        """All tensors that it takes."""
+        return _tensors([*self.args, *self.kwargs.values()])
+
+
+class Recorder(TorchFunctionMode):
+    """While it is active, every call by which `network` goes on from the `images` is added to `calls`."""
+
+    def __init__(self, network: nn.Module, images: Tensor) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+        self.made = [images]  # of the images
+        self.running = [""]  # the names of the modules that run, the innermost last
+        for name, layer in network.named_modules():
+            layer.register_forward_pre_hook(partial(self._enter, name))
+            layer.register_forward_hook(self._leave)
+
+    def _enter(self, name: str, *_: object) -> None:
+        self.running.append(name)
+
+    def _leave(self, *_: object) -> None:
+        self.running.pop()
+
+    def __torch_function__(self, function: Callable, types: object, args: tuple = (), kwargs: dict | None = None):
+        result = function(*args, **(kwargs or {}))
+        name = getattr(function, "__name__", str(function)).strip("_")  # relu_ is relu, in place
+        call = Call(self.running[-1], name, args, kwargs or {}, result)
+        if _count(call.inputs(), self.made):
+            self.calls.append(call)
+            self.made += _tensors([result])
+        return result
+
+
+def _tensors(values: list[object]) -> list[Tensor]:
+    """The tensors among the `values`, those in lists included."""
+    lists = (value if isinstance(value, list | tuple) else [value] for value in values)
+    return [tensor for values in lists for tensor in values if isinstance(tensor, Tensor)]
+
+
+def _count(tensors: list[Tensor], among: list[Tensor]) -> int:
+    """How many of the `tensors` are `among` others."""
+    return sum(any(tensor is other for other in among) for tensor in tensors)
+
+
+def record(network: nn.Module, batch: int, size: int = 28) -> tuple[Tensor, Tensor, list[Call]]:
+    """Blank images [batch, 1, size, size], what the `network` makes of them, and the calls in between.
+
+    `ValueError` where it fails, or where its calls cannot be seen, as those of a scripted network.
+    """
+    network = getattr(network, "_orig_mod", network)  # what torch.compile wraps
+    like = next(network.parameters(), torch.zeros(1))
+    images = torch.zeros(batch, 1, size, size, device=like.device, dtype=like.dtype)
+    recorder = Recorder(network, images)
+    try:
+        with recorder:
+            output = network(images)
+    except Exception as error:
+        raise ValueError(f"the network fails on images of {size} × {size} pixels: {error}") from error
+    if isinstance(output, Tensor) and not _count([output], recorder.made):
+        raise ValueError("what the network does cannot be seen; is it scripted?")
+    return images, output, recorder.calls
+
+
+# Receptive field ------------------------------------------------------------------------------------------------------
+
+# Functions that make every output pixel of the same pixel of their inputs, and so leave the receptive field as it is.
+# Normalization counts as one, although its mean may be that of the whole image.
+POINTWISE = """
+relu relu6 leaky_relu prelu rrelu elu selu celu gelu silu mish hardswish hardtanh hardsigmoid softplus softsign tanh
+sigmoid log_sigmoid threshold hardshrink softshrink tanhshrink softmax log_softmax
+batch_norm instance_norm group_norm layer_norm local_response_norm normalize
+dropout dropout1d dropout2d alpha_dropout feature_alpha_dropout feature_dropout
+add sub rsub mul div rdiv neg abs pow square sqrt exp log clamp clip maximum minimum where
+cat chunk split contiguous clone detach to type float half
+""".split()
+
+
+def receptive_field(network: nn.Module, size: int = 28) -> tuple[list[dict[str, str | int]], str]:
+    """The receptive field of all that sees more than one pixel of its input, in the order in which it runs.
+
+    Counts along one axis of a square image of `size` pixels, up to where pixels are flattened or averaged. A row is
+    named after the network's child that computes it (after the layer, where the child has several), and has, with k
+    kernel extent (dilation included), s stride and p padding,
+
+        n_out = ⌊(n_in + 2p − k) / s⌋ + 1   size of the output, pixels
+        r_out = r_in + (k − 1) · j_in       receptive field, pixels of the input image
+        j_out = j_in · s                    jump: distance between neighboring outputs, pixels of the input image
+
+    The text says where and why the table ends before that; it is empty otherwise.
+    Source: A. Araujo et al., Computing Receptive Fields of Convolutional Neural Networks, Distill 2019,
+    https://distill.pub/2019/computing-receptive-fields
+    """
+    image, _, calls = record(copy.deepcopy(network).eval(), batch=2, size=size)
+    windows, ending = _windows(image, calls)
+    rows, r, n, j = [], 1, size, 1
+    for call, (k, s, p) in windows:
+        own = not any(network.get_submodule(call.layer).children())
+        name = call.layer if own else f"{call.layer}.{call.function}".strip(".")
+        row = dict(layer=name, r_in=r, n_in=n, j_in=j, k=k, s=s, p=p)
+        r, n, j = r + (k - 1) * j, call.result.shape[-1], j * s
+        rows.append(row | dict(r_out=r, n_out=n, j_out=j))
+    children = [row["layer"].split(".")[0] for row in rows]
+    for row, child in zip(rows, children):
+        if children.count(child) == 1:
+            row["layer"] = child
+    return rows, ending
+
+
+def _windows(image: Tensor, calls: list[Call]) -> tuple[list[tuple[Call, tuple[int, int, int]]], str]:
+    """The calls through whose windows (k, s, p) the image goes, one after the other, and what ends them early."""
+    found, before, now = [], [], [image]  # tensors made of the image: behind earlier windows, and behind the last one
+    for call in calls:
+        results = _tensors([call.result])
+        if not results:
+            continue  # it only asks, as for the size of the image
+        place = f"the table ends at {call.function} in {call.layer or 'forward'}"
+        if old := _count(call.inputs(), before):
+            meet = old + _count(call.inputs(), now) > 1
+            return found, f"{place}, where {'branches meet' if meet else 'another branch begins'}"
+        if call.function == "mean" or any(result.ndim != 4 for result in results):
+            return found, ""
+        if call.function in POINTWISE:
+            now += results
+            continue
+        window = _window(call, call.inputs()[0].shape[-1])
+        if not window:
+            return found, f"{place}, whose receptive field is not known here"
+        if window != (1, 1, 0):
+            found.append((call, window))
+        before, now = before + now, results
+    return found, ""
+
+
+def _window(call: Call, n: int) -> tuple[int, int, int] | None:
+    """(kernel extent, stride, padding) of a call with n input pixels along each axis; None where it is not known."""
+    size, padding, dilation = call.result.shape[-1], 0, 1
+    if call.function == "conv2d":
+        kernel, stride = call.argument(1, "weight").shape[2:], call.argument(3, "stride", 1)
+        padding, dilation = call.argument(4, "padding", 0), call.argument(5, "dilation", 1)
+    elif call.function in ("max_pool2d", "avg_pool2d"):
+        kernel = call.argument(1, "kernel_size")
+        stride, padding = call.argument(2, "stride") or kernel, call.argument(3, "padding", 0)
+        dilation = call.argument(4, "dilation", 1) if call.function == "max_pool2d" else 1
+    elif call.function in ("adaptive_avg_pool2d", "adaptive_max_pool2d") and n % size == 0:
+        kernel = stride = n // size
+    elif call.function == "pad":
+        kernel, stride, padding = 1, 1, call.argument(1, "pad")
+    else:
+        return None
+    k, s, d = _side(kernel), _side(stride), _side(dilation)
+    if not (k and s and d) or call.result.shape[-2] != size:
+        return None
+    k = d * (k - 1) + 1
+    p = dict(same=(k - 1) // 2, valid=0)[padding] if isinstance(padding, str) else _side(padding)
+    fits = p is not None and size - ((n + 2 * p - k) // s + 1) in (0, 1)  # 1 where it is rounded up
+    return (k, s, p) if fits else None
+
+
+def _side(size: int | tuple[int, ...]) -> int | None:
+    """A size that is the same along both axes; None where it is not."""
+    sides = {size} if isinstance(size, int) else set(size)
+    return sides.pop() if len(sides) == 1 else None
+
+
+# The assignment -------------------------------------------------------------------------------------------------------
+
+GOAL, BUDGET, EPOCHS = 0.994, 20_000, 20  # test accuracy to exceed; parameters and epochs to stay below
+
+
+def requirements(network: nn.Module, history: dict[str, list[float]] | None = None) -> list[tuple[str, str]]:
+    """What is found of each requirement of the assignment: (mark, text), the mark ✓, ✗, or – for what is optional.
+
+    Read from a training step of a copy of the network, and from the `history` of its training, if there was one.
+    Raises `ValueError` for a network that does not return [B, 10] for images [B, 1, 28, 28] or has no parameters.
+    """
+    trial = copy.deepcopy(network).train()
+    for parameter in trial.parameters():
+        parameter.requires_grad_()
+    images, output, calls = record(trial, batch=64)
+    if not isinstance(output, Tensor) or output.shape != (len(images), 10):
+        returned = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(f"of 64 images, the network must return scores or log-probabilities [64, 10], not {returned}")
+    normalized = any(call.function == "batch_norm" for call in calls)
+    found = [
+        _parameters(trial, output),
+        _checked(normalized, "batch normalization", "nn.BatchNorm2d behind each convolution"),
+        _dropout(calls),
+        _head(calls),
+    ]
+    if history:
+        final, epochs = history["test_accuracy"][-1], len(history["test_accuracy"])
+        accuracy = f"test accuracy, final epoch: {final:.2%} > {GOAL:.1%}"
+        found.insert(0, _checked(final > GOAL, accuracy, "the recipe of beyond.ipynb"))
+        found.insert(2, _checked(epochs < EPOCHS, f"epochs: {epochs} < {EPOCHS}", "EPOCHS = 19"))
+    return found
+
+
+def _checked(met: bool, requirement: str, advice: str) -> tuple[str, str]:
+    return ("✓", requirement) if met else ("✗", f"{requirement}; try {advice}")
+
+
+def _parameters(trial: nn.Module, output: Tensor) -> tuple[str, str]:
+    """Those on which the `output` depends are counted; the others are named."""
+    parameters = dict(trial.named_parameters())
+    if not parameters:
+        raise ValueError("the network has no parameters that training could change")
+    gradients = torch.autograd.grad(output.sum(), list(parameters.values()), allow_unused=True)
+    unused = [name for name, gradient in zip(parameters, gradients) if gradient is None]
+    count = sum(parameter.numel() for name, parameter in parameters.items() if name not in unused)
+    text = f"parameters: {count:,} < {BUDGET:,}"
+    if unused:
+        text += f", besides {sum(parameters[name].numel() for name in unused):,} never used ({', '.join(unused)})"
+    return _checked(count < BUDGET, text, "fewer channels")
+
+
+def _dropout(calls: list[Call]) -> tuple[str, str]:
+    dropouts = [call for call in calls if "dropout" in call.function]
+    rates = {call.argument(1, "p", 0.5) for call in dropouts if call.argument(2, "training", True)}
+    active = " and ".join(f"{rate:g}" for rate in sorted(rates) if rate > 0)
+    if dropouts and not active:
+        return "–", "dropout: layers present, rate 0: inactive"
+    return _checked(bool(active), f"dropout, at a rate of {active or 'none'}", "nn.Dropout2d(0.05)")
+
+
+def _head(calls: list[Call]) -> tuple[str, str]:
+    """Global average pooling makes one value of all pixels of a channel, by whatever function."""
+    used = []
+    for call in calls:
+        x, y = call.argument(0, "input"), call.result
+        if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+            continue
+        averages = call.function == "mean" or "avg_pool" in call.function
+        if averages and x.shape[:2] == y.shape[:2] and x.shape[:2].numel() == y.numel() < x.numel():
+            used.append("global average pooling")
+        if call.function == "linear" and x.ndim == 2:
+            used.append("fully connected layer")
+    found = " and ".join(dict.fromkeys(used)) or "neither"
+    return "–", f"global average pooling or fully connected layer, optional: {found}"
+
+
+# What it returns, at the end and on the way ---------------------------------------------------------------------------
+
+
+def returns_log_probabilities(network: nn.Module) -> bool:
+    """Whether the exponentials of what it returns sum to one, as `F.nll_loss` needs; scores need `F.cross_entropy`."""
+    _, output, _ = record(copy.deepcopy(network).eval(), batch=2)
+    return torch.allclose(output.exp().sum(1), torch.ones(2, device=output.device), atol=1e-3)
+
+
+@torch.no_grad()
+def feature_maps(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """The feature maps [C, H, W] of one image x [1, 1, 28, 28] behind every block with a convolution, as they run.
+
+    Blocks are the outermost modules that return feature maps; a single one is opened.
+    """
+    network = getattr(network, "_orig_mod", network)
+    maps: dict[str, Tensor] = {}
+
+    def keep(name: str, layer: nn.Module, inputs: tuple, output: object) -> None:
+        if isinstance(output, Tensor) and output.ndim == 4:
+            maps[name] = output[0].clone()
+
+    convolutional = [
+        (name, layer)
+        for name, layer in network.named_modules()
+        if name and any(isinstance(part, nn.Conv2d) for part in layer.modules())
+    ]
+    handles = [layer.register_forward_hook(partial(keep, name)) for name, layer in convolutional]
+    network.eval()(x)
+    for handle in handles:
+        handle.remove()
+    while True:
+        blocks = [name for name in maps if not any(name.startswith(f"{other}.") for other in maps)]
+        if len(blocks) != 1 or len(maps) == 1:
+            return {name: maps[name] for name in blocks}
+        del maps[blocks[0]]

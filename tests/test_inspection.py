@@ -1,0 +1,161 @@
+"""What is said of a network is what it does: against the reference's table, autograd, and networks that are known."""
+
+import random
+import re
+
+import pytest
+import torch
+from torch import nn
+
+import networks
+import utils
+from cells import run
+from conftest import ROOT
+from inspection import feature_maps, receptive_field, requirements, returns_log_probabilities
+from model import Net
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+GAP, LINEAR, NEITHER = "global average pooling", "fully connected layer", "neither"
+KNOWN = {  # network: marks of batch normalization and dropout, parameters used, head, the receptive field of its layers
+    "Net(0.1)": ("✓✓", 9_768, GAP, [3, 5, 7, 8, 12, 16, 20, 28]),
+    "networks.Loop(8, 16, 16)": ("✓✗", 5_098, NEITHER, [3, 4, 8, 10, 18, 22, 38]),
+    "networks.Padded()": ("✗✓", 4_610, LINEAR, [1, 3, 3, 7, 7, 11, 13]),
+    "networks.Squeezed()": ("✓✗", 457, f"{GAP} and {LINEAR}", [3]),
+    "networks.Perceptron()": ("✓✓", 12_762, LINEAR, []),
+    "networks.factory(8)": ("✗–", 939, GAP, [5, 9, 25, 29]),
+}
+
+
+def made(text: str) -> nn.Module:
+    torch.manual_seed(0)
+    return eval(text)
+
+
+@pytest.mark.parametrize("text", KNOWN)
+def test_the_receptive_field_is_known(text):
+    table, ending = receptive_field(made(text))
+    assert [row["r_out"] for row in table] == KNOWN[text][-1]
+    assert ("where another branch begins" in ending) == ("Squeezed" in text) and bool(ending) == ("Squeezed" in text)
+
+
+@pytest.mark.parametrize("text", KNOWN)
+def test_requirements_are_what_a_training_step_does(text):
+    marks, parameters, head, _ = KNOWN[text]
+    (counted, count), (normalized, _), (dropped, _), (optional, found) = requirements(made(text))
+    assert counted + optional == "✓–" and normalized + dropped == marks
+    assert count.startswith(f"parameters: {parameters:,} < 20,000") and found.endswith(f": {head}")
+    assert ("besides 40 never used (forgotten.weight, forgotten.bias)" in count) == ("Perceptron" in text)
+
+
+def test_requirements_of_a_training_are_those_of_its_history():
+    history = dict(test_accuracy=[0.9951, 0.994])
+    marked = requirements(Net(), history)
+    assert [mark for mark, _ in marked] == ["✗", "✓", "✓", "✓", "–", "–"]
+    assert marked[0][1].startswith("test accuracy, final epoch: 99.40% > 99.4%; try ")
+    assert requirements(Net(), dict(test_accuracy=20 * [0.9941]))[2] == ("✗", "epochs: 20 < 20; try EPOCHS = 19")
+    assert requirements(nn.Sequential(nn.Flatten(), nn.Linear(784, 30), nn.Linear(30, 10)))[0][0] == "✗"
+
+
+def test_looking_leaves_the_network_as_it_was():
+    network = Net(0.1).train()
+    network.conv1.requires_grad_(False)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    requirements(network), receptive_field(network), returns_log_probabilities(network)
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in before.items())
+    assert network.training and not any(layer._forward_hooks for layer in network.modules())
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+WRONG = [
+    (nn.Sequential(nn.Flatten(), nn.Linear(1024, 10)), "fails on images of 28 × 28 pixels: mat1 and mat2"),
+    (nn.Conv2d(1, 10, 28), r"\[64, 10\], not \[64, 10, 1, 1\]"),
+    (nn.Sequential(nn.Flatten(), nn.Linear(784, 26)), r"\[64, 10\], not \[64, 26\]"),
+    (nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(10)), "no parameters"),
+    (torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(784, 10))), "cannot be seen"),
+]
+
+
+@pytest.mark.parametrize("network, message", WRONG)
+def test_what_is_no_network_for_the_assignment_is_said(network, message):
+    with pytest.raises(ValueError, match=message):
+        requirements(network)
+
+
+def test_the_receptive_field_of_the_reference_is_its_table():
+    header, *printed = re.findall(r"^\| ((?:layer|conv\d|tran\d) \| .*) \|$", README, re.M)
+    rows, ending = receptive_field(Net())
+    assert [" | ".join(row) for row in rows] == [header] * 8 and ending == ""
+    assert [" | ".join(map(str, row.values())) for row in rows] == printed
+
+
+def seen(network: nn.Module, size: int, unit: int) -> tuple[int, int]:
+    """First and last input pixel of a row with a non-zero gradient of output `unit` (counted along the same axis)."""
+    image = torch.ones(1, 1, size, size, requires_grad=True)
+    network(image)[0, 0, unit, unit].backward()
+    pixels = image.grad[0, 0].sum(0).nonzero()[:, 0]
+    return pixels[0].item(), pixels[-1].item()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_receptive_field_is_what_autograd_sees(seed):
+    """Of random stacks, all weights one and averages for maxima, so that gradients show every path."""
+    draw, layers = random.Random(seed), []
+    for _ in range(draw.randint(1, 5)):
+        k, s, p = draw.randint(1 if layers else 2, 4), draw.randint(1, 2), draw.randint(0, 1)
+        if draw.random() < 0.6:
+            padding = draw.choice([p, "same"]) if s == 1 else p
+            layers.append(nn.Conv2d(1, 1, k, s, padding, dilation=draw.randint(1, 2), bias=False))
+            nn.init.ones_(layers[-1].weight)
+        else:
+            layers.append(nn.AvgPool2d(k, s, padding=min(p, k // 2), ceil_mode=draw.random() < 0.3))
+        layers.append(nn.Identity())
+    layers += layers[:2]  # the first one again, with the same weights
+    network, size = nn.Sequential(*layers), draw.randint(150, 170)
+    row = receptive_field(network, size)[0][-1]
+    width = network(torch.ones(1, 1, size, size)).shape[-1]
+    first, last = seen(network, size, width // 2)
+    step = seen(network, size, width // 2 + 1)[0] - first
+    assert (row["n_out"], row["r_out"], row["j_out"]) == (width, last - first + 1, step)
+
+
+UNKNOWN = {
+    "conv2d in 1": nn.Conv2d(1, 1, (3, 5)),
+    "adaptive_avg_pool2d in 1": nn.AdaptiveAvgPool2d(5),
+    "interpolate in 1": nn.Upsample(scale_factor=2),
+    "conv_transpose2d in 1": nn.ConvTranspose2d(1, 1, 2),
+    "pad in 1": nn.ZeroPad2d((0, 2, 0, 2)),
+}
+
+
+@pytest.mark.parametrize("place", UNKNOWN)
+def test_what_has_no_receptive_field_here_ends_the_table_and_is_named(place):
+    rows, ending = receptive_field(nn.Sequential(nn.Conv2d(1, 1, 3), UNKNOWN[place], nn.Conv2d(1, 1, 3)))
+    assert len(rows) == 1 and ending == f"the table ends at {place}, whose receptive field is not known here"
+
+
+@pytest.mark.parametrize("text", KNOWN)
+def test_feature_maps_are_those_of_a_real_run(text, small):
+    network, x, real = made(text), utils.normalize(small[0][0][:1]), {}
+    torch.manual_seed(0)
+    maps = feature_maps(network, x)
+    for name, layer in network.named_modules():
+        layer.register_forward_hook(lambda _, inputs, output, name=name: real.update({name: output[0].clone()}))
+    torch.manual_seed(0)
+    network(x)
+    assert all(torch.equal(maps[name], real[name]) for name in maps) and len(maps) >= 2 * ("Perceptron" not in text)
+    assert list(maps) == [name for name in real if name in maps]
+
+
+@pytest.mark.parametrize("text", [text for text in KNOWN if text != "Net(0.1)"])
+def test_any_network_goes_through_the_notebook(text, mnist, tmp_path, monkeypatch, capsys):
+    """Few images; what is said of it is compared above, here it is that every cell runs, with right numbers."""
+    (images, labels), (test_images, test_labels) = mnist
+    few = (images[:1280], labels[:1280]), (test_images[:300], test_labels[:300])
+    monkeypatch.setattr(utils, "load_mnist", lambda *_: few)
+    monkeypatch.chdir(ROOT)
+    left = run(network=text, networks=networks)
+    assert type(left["network"]) is type(made(text)) and len(left["history"]["test_loss"]) == 1
+    torch.testing.assert_close(left["log_probabilities"].exp().sum(1), torch.ones(300))
+    assert min(left["history"]["train_loss"] + left["history"]["test_loss"]) > 0
+    assert "same predictions: True" in capsys.readouterr().out or text == "networks.Padded()"
