@@ -1,4 +1,4 @@
-"""Shared by all tests: the notebook's smoke switch, no progress bars, MNIST in memory."""
+"""Shared by all tests: the notebook's smoke switch, no progress bars, the working folder, MNIST in memory."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,25 @@ os.environ |= dict(A6_SMOKE="1", TQDM_DISABLE="1")  # tqdm reads it when it is i
 
 import utils  # noqa: E402
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent
+
+
+def pytest_configure(config):
+    """With pytest-xdist, the cells of a notebook stay together, as they need each other."""
+    if getattr(config.option, "dist", "no") == "load":
+        config.option.dist = "loadscope"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """The cells of a notebook stay in their order, behind the other tests, if a plugin shuffles."""
+    items.sort(key=lambda item: (str(item.path), item.cell_num) if hasattr(item, "cell_num") else ("", 0))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def working_folder():
+    """The project's, from wherever the tests are started."""
+    os.chdir(ROOT)
 
 
 @pytest.fixture(scope="session")

@@ -215,7 +215,9 @@ def requirements(network: nn.Module, history: dict[str, list[float]] | None = No
         _dropout(calls),
         _head(calls),
     ]
-    if history:
+    if history is not None:
+        if not history:
+            raise ValueError("the training has not ended: run its cell again")
         final, epochs = history["test_accuracy"][-1], len(history["test_accuracy"])
         accuracy = f"test accuracy, final epoch: {final:.2%} > {GOAL:.1%}"
         found.insert(0, _checked(final > GOAL, accuracy, "the recipe of beyond.ipynb"))

@@ -2,6 +2,7 @@
 
 import copy
 
+import joblib
 import torch
 from torch import nn
 
@@ -30,6 +31,7 @@ class Blocked(nn.Module):
 
 def blocked(network: nn.Module) -> nn.Module:
     """`Blocked(network)` where a copy learns from random images as the network does; else the `network` itself."""
+    torch.set_num_threads(min(torch.get_num_threads(), joblib.cpu_count()))  # more than there are cores wait in turn
     if not _is_plain(network) or torch.is_anomaly_enabled():
         return network
     try:

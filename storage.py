@@ -15,6 +15,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from numbers import Real
 from pathlib import Path
 from types import ModuleType
 
@@ -86,6 +87,20 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
     copy.deepcopy(network).load_state_dict(weights)
     network.load_state_dict(weights)
     return network
+
+
+def hyperparameters(names: dict[str, object]) -> dict[str, int | float]:
+    """The numbers among a notebook's `names` in upper case, by the names in lower case, as a record holds them.
+
+    `TypeError` for a string, as papermill makes one of 1e-1.
+    """
+    found = {}
+    for name, value in names.items():
+        if name.isupper() and isinstance(value, str):
+            raise TypeError(f"{name} must be a number, not {value!r}; write 0.1 in place of 1e-1")
+        if name.isupper() and isinstance(value, Real):
+            found[name.lower()] = value.item() if hasattr(value, "item") else value  # numpy's become Python's
+    return found
 
 
 # Checkpoints ----------------------------------------------------------------------------------------------------------
@@ -207,7 +222,7 @@ def environment(device: torch.device | str) -> dict[str, str | int]:
     if kind == "cuda":
         hardware = torch.cuda.get_device_name(device)
     with suppress(OSError):  # there may be no git
-        command = ["git", "-C", str(CODE), "describe", "--always", "--dirty", "--abbrev=12"]
+        command = ["git", "-c", "safe.directory=*", "-C", str(CODE), "describe", "--always", "--dirty", "--abbrev=12"]
         commit = subprocess.run(command, capture_output=True, text=True).stdout.strip() or commit
     about = dict(commit=commit, torch=torch.__version__, device=kind, hardware=hardware)
     return about | dict(instructions=torch.backends.cpu.get_cpu_capability(), threads=torch.get_num_threads())

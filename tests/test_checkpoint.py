@@ -2,6 +2,7 @@
 
 import copy
 import errno
+import json
 import multiprocessing
 import os
 import time
@@ -106,6 +107,13 @@ def test_another_training_has_another_file_and_the_same_one_its_own(tmp_path, mo
         (tmp_path / module).write_text("# edited", encoding="utf-8")
     monkeypatch.setattr(storage, "CODE", tmp_path)
     assert path() != usual
+
+
+def test_hyperparameters_are_the_numbers_in_upper_case():
+    names = dict(SEED=1, RATE=np.float64(0.1), COUNT=np.int64(7), RUNS=Path("runs"), device="cpu", Net=Net)
+    assert json.dumps(storage.hyperparameters(names)) == '{"seed": 1, "rate": 0.1, "count": 7}'
+    with pytest.raises(TypeError, match="RATE must be a number, not '1e-1'"):
+        storage.hyperparameters(dict(RATE="1e-1"))
 
 
 def test_naming_a_checkpoint_changes_nothing():

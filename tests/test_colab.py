@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -162,6 +163,12 @@ def test_files_beside_the_notebook_say_only_what_they_lack(path, torch, missing,
     *said, end = run(folder, colab(path) | NOWHERE | dict(PYTHONPATH=str(folder)), times=2, missing=missing)
     assert len(said) == bool(reason) and reason in "".join(said)
     assert end == ("stopped" if reason else str(folder.resolve()))
+
+
+def test_an_old_python_is_named(monkeypatch):
+    monkeypatch.setattr(sys, "version_info", (3, 9, 18))
+    with pytest.raises(RuntimeError, match="^Python 3.10 or newer is needed"):
+        runpy.run_path(str(ROOT / "set_up.py"))
 
 
 @pytest.mark.parametrize("page", ["A6.ipynb", "beyond.ipynb", "README.md"])

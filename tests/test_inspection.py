@@ -55,6 +55,8 @@ def test_requirements_of_a_training_are_those_of_its_history():
     assert marked[0][1].startswith("test accuracy, final epoch: 99.40% > 99.4%; try ")
     assert requirements(Net(), dict(test_accuracy=20 * [0.9941]))[2] == ("✗", "epochs: 20 < 20; try EPOCHS = 19")
     assert requirements(nn.Sequential(nn.Flatten(), nn.Linear(784, 30), nn.Linear(30, 10)))[0][0] == "✗"
+    with pytest.raises(ValueError, match="has not ended"):
+        requirements(Net(), {})
 
 
 def test_looking_leaves_the_network_as_it_was():

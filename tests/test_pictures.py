@@ -1,5 +1,7 @@
 """The lesson's pictures: the values drawn are those given, read from what the figures hold."""
 
+import importlib
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,19 @@ for index, guess, confidence in ((3, 8, 0.6), (17, 1, 0.9), (30, 6, 0.7)):  # th
     LOG_PROBABILITIES[index] = (1 - confidence) / 9
     LOG_PROBABILITIES[index, guess] = confidence
 LOG_PROBABILITIES.log_()
+
+
+def test_the_source_that_is_shown_is_that_of_the_edited_file(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "edited.py"
+    path.write_text("def first():\n    return 1\n", encoding="utf-8")
+    edited = importlib.import_module("edited")
+    assert "return 1" in plots.source(edited.first).data
+    path.write_text("def other():\n    return 2\n\n\ndef first():\n    return 3\n", encoding="utf-8")
+    importlib.reload(edited)
+    assert plots.source(edited.first).data == "```python\ndef first():\n    return 3\n```"
+    exec("class Pasted: pass", namespace := dict(__name__="__main__"))
+    assert plots.source(edited.first, namespace["Pasted"]).data == plots.source(edited.first).data
 
 
 def images_of(figure):

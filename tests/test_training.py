@@ -169,6 +169,14 @@ def test_the_blocked_layout_trains_like_the_network_itself_or_is_not_used(small,
         torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-3)
 
 
+def test_no_more_threads_are_used_than_there_are_cores(monkeypatch):
+    threads = torch.get_num_threads()
+    monkeypatch.setattr("joblib.cpu_count", lambda: 1)
+    utils.blocked(Net())
+    assert torch.get_num_threads() == 1
+    torch.set_num_threads(threads)
+
+
 def test_nothing_rests_on_asserts():
     """Under `python -O` there are none."""
     code = "from torch import nn; import onednn; print(onednn.blocked(nn.Sequential(nn.Conv2d(1, 2, 3), nn.PReLU(2))))"
