@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from storage import unwrapped
+
 
 class Call(NamedTuple):
     """One call of a PyTorch function that takes something made of the images."""
@@ -75,7 +77,6 @@ def record(network: nn.Module, batch: int, size: int = 28) -> tuple[Tensor, Tens
 
     `ValueError` where it fails, or where its calls cannot be seen, as those of a scripted network.
     """
-    network = getattr(network, "_orig_mod", network)  # what torch.compile wraps
     like = next(network.parameters(), torch.zeros(1))
     images = torch.zeros(batch, 1, size, size, device=like.device, dtype=like.dtype)
     recorder = Recorder(network, images)
@@ -118,7 +119,8 @@ def receptive_field(network: nn.Module, size: int = 28) -> tuple[list[dict[str, 
     Source: A. Araujo et al., Computing Receptive Fields of Convolutional Neural Networks, Distill 2019,
     https://distill.pub/2019/computing-receptive-fields
     """
-    image, _, calls = record(copy.deepcopy(network).eval(), batch=2, size=size)
+    network = copy.deepcopy(unwrapped(network)).eval()
+    image, _, calls = record(network, batch=2, size=size)
     windows, ending = _windows(image, calls)
     rows, r, n, j = [], 1, size, 1
     for call, (k, s, p) in windows:
@@ -201,7 +203,7 @@ def requirements(network: nn.Module, history: dict[str, list[float]] | None = No
     Read from a training step of a copy of the network, and from the `history` of its training, if there was one.
     Raises `ValueError` for a network that does not return [B, 10] for images [B, 1, 28, 28] or has no parameters.
     """
-    trial = copy.deepcopy(network).train()
+    trial = copy.deepcopy(unwrapped(network)).train()
     for parameter in trial.parameters():
         parameter.requires_grad_()
     images, output, calls = record(trial, batch=64)
@@ -273,7 +275,7 @@ def _head(calls: list[Call]) -> tuple[str, str]:
 
 def returns_log_probabilities(network: nn.Module) -> bool:
     """Whether the exponentials of what it returns sum to one, as `F.nll_loss` needs; scores need `F.cross_entropy`."""
-    _, output, _ = record(copy.deepcopy(network).eval(), batch=2)
+    _, output, _ = record(copy.deepcopy(unwrapped(network)).eval(), batch=2)
     return torch.allclose(output.exp().sum(1), torch.ones(2, device=output.device), atol=1e-3)
 
 
@@ -283,7 +285,7 @@ def feature_maps(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
     Blocks are the outermost modules that return feature maps; a single one is opened.
     """
-    network = getattr(network, "_orig_mod", network)
+    network = unwrapped(network)
     maps: dict[str, Tensor] = {}
 
     def keep(name: str, layer: nn.Module, inputs: tuple, output: object) -> None:

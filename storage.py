@@ -74,18 +74,24 @@ def load(path: str | Path) -> dict:
         raise RuntimeError(f"{path} is damaged or not safe to load: delete it, or restore it with git") from error
 
 
+def unwrapped(network: nn.Module) -> nn.Module:
+    """The network inside what `torch.compile` or `nn.DataParallel` returns; any other as it is."""
+    network = getattr(network, "_orig_mod", network)
+    return network.module if isinstance(network, nn.DataParallel) else network
+
+
 def save_weights(network: nn.Module, path: str | Path) -> None:
     """Write the network's weights to `path`; `load_weights` reads them back."""
     buffer = io.BytesIO()
-    torch.save(network.state_dict(), buffer)
+    torch.save(unwrapped(network).state_dict(), buffer)
     save_bytes(path, buffer.getvalue())
 
 
 def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
     """Fill `network` with the weights in `path`; `RuntimeError` if they do not fit, and it stays as it was."""
     weights = load(path)
-    copy.deepcopy(network).load_state_dict(weights)
-    network.load_state_dict(weights)
+    copy.deepcopy(unwrapped(network)).load_state_dict(weights)
+    unwrapped(network).load_state_dict(weights)
     return network
 
 

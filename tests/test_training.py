@@ -4,6 +4,7 @@ import copy
 import math
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -192,6 +193,15 @@ def test_all_stays_on_the_device_of_the_images():
         for x, y in utils.Loader(images, labels, 128, AUGMENT):
             loss = F.nll_loss(network(x), y)
             assert x.device.type == y.device.type == loss.device.type == "cuda"
+
+
+def test_weights_of_a_wrapped_network_are_those_of_the_network(tmp_path):
+    network = Net()
+    for wrap in (nn.DataParallel, partial(torch.compile, backend="eager")):
+        storage.save_weights(wrap(network), tmp_path / "weights.pt")
+        for other in (Net(), wrap(Net())):
+            weights = storage.unwrapped(storage.load_weights(other, tmp_path / "weights.pt")).state_dict()
+            assert all(map(torch.equal, weights.values(), network.state_dict().values()))
 
 
 def test_weights_that_fit_only_in_part_are_refused_and_leave_the_network_as_it_was(tmp_path):
