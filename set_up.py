@@ -16,7 +16,7 @@ LACKING = "torchsummary", "anywidget"  # not all of requirements.txt: a newer ip
 class SetUpError(RuntimeError):
     """What is missing and how to get it, which a notebook shows as one line."""
 
-    def _render_traceback_(self) -> list[str]:
+    def _render_traceback_(self) -> list:
         return [f"{type(self).__name__}: {self}"]
 
 
