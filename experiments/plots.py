@@ -92,10 +92,10 @@ def _label(axes: Axes, points: list[tuple[str, float, float, float]]) -> None:
     for _, x, y, deviation in points:
         (x0, y0), (_, y1) = axes.transData.transform([(x, y - deviation), (x, y + deviation)])
         taken.append(Bbox([(x0 - 10, y0 - 10), (x0 + 10, y1 + 10)]))
-    look = dict(textcoords="offset points", va="center", fontsize=10)
+    centered = dict(textcoords="offset points", va="center", fontsize=10)
     for text, x, y, _ in points:
         for dy, dx in product((0, 10, -10, 20, -20, 30, -30, 40, -40), (9, -9)):
-            note = axes.annotate(text, (x, y), (dx, dy), ha="left" if dx > 0 else "right", **look)
+            note = axes.annotate(text, (x, y), (dx, dy), ha="left" if dx > 0 else "right", **centered)
             box = note.get_window_extent()
             if box.x0 > axes.bbox.x0 and box.x1 < axes.bbox.x1 and not box.count_overlaps(taken):
                 break
@@ -121,8 +121,8 @@ def frontier(networks: list[dict], peers: list[dict], goal: float, limit: int) -
         counts = [network["parameters"] for network in chosen]
         means = [100 * np.mean(network["finals"]) for network in chosen]
         deviations = [100 * np.std(network["finals"], ddof=1) for network in chosen]
-        look = dict(fmt=marker, color=color, markersize=size, markerfacecolor=fill, capsize=4, label=kind)
-        axes.errorbar(counts, means, deviations, **look)
+        marks = dict(fmt=marker, color=color, markersize=size, markerfacecolor=fill)
+        axes.errorbar(counts, means, deviations, **marks, capsize=4, label=kind)
         points += zip((network["name"] for network in chosen), counts, means, deviations)
     published = [(peer["source"], peer["parameters"], 100 * peer["accuracy"], 0) for peer in peers]
     _, counts, accuracies, _ = zip(*published)
@@ -150,12 +150,12 @@ def calibration(labels: Tensor, log_probabilities: Tensor) -> Figure:
     title = f"Calibration: mean confidence {confidence.mean():.2%}, accuracy {correct.float().mean():.2%}"
     figure, (axes,) = subplots(1, 1, 5, title)
     axes.plot([0, 100], [0, 100], color=GRAY, linestyle="--", label="perfectly calibrated")
-    look = dict(fmt="o", color=BLUE, capsize=4, label="one bin and its number of test images, with its 95% interval")
+    marks = dict(fmt="o", color=BLUE, capsize=4, label="one bin and its number of test images, with its 95% interval")
     for chosen in (bins == number for number in bins.unique()):
         n, k = int(chosen.sum()), int(correct[chosen].sum())
         low, high = (100 * end for end in stats.binomtest(k, n).proportion_ci(method="wilson"))
         x, y = 100 * confidence[chosen].mean().item(), 100 * k / n
-        axes.errorbar(x, y, [[y - low], [high - y]], **look)
+        axes.errorbar(x, y, [[y - low], [high - y]], **marks)
         axes.annotate(f"{n:,}", (x, y), (7, 0), textcoords="offset points", va="center")
     axes.set(xlim=(0, 104), ylim=(0, 104), xlabel="confidence (%)", ylabel="accuracy (%)")
     _legend(figure, axes)
@@ -164,13 +164,13 @@ def calibration(labels: Tensor, log_probabilities: Tensor) -> Figure:
 
 @style
 def robustness(
-    accuracies: dict[str, dict[float, float]], trained: dict[str, tuple[float, float]], images: int
+    accuracies: dict[str, dict[float, float]], trained: dict[str, tuple[float, float]], image_count: int
 ) -> Figure:
-    """Accuracy (fractions) on so many `images` of the test set against each corruption's strength.
+    """Accuracy (fractions) on `image_count` images of the test set against each corruption's strength.
 
     The range of strengths that training saw is shaded.
     """
-    title = f"Accuracy on {images:,} corrupted test images"
+    title = f"Accuracy on {image_count:,} corrupted test images"
     figure, axes = subplots(1, len(accuracies), 4, title, sharey=True)
     for panel, (name, results) in zip(axes, accuracies.items()):
         panel.axvspan(*trained[name], color=GREEN, alpha=0.2, linewidth=3, label="seen in training")

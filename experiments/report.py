@@ -1,8 +1,10 @@
 """Write the tables of README.md, results/README.md and A6.ipynb's first cell from the records in results/.
 
     python -m experiments.report
+    python -m experiments.report --trials
 
-What stands between `<!-- name -->` and `<!-- end -->` there is replaced by what the function `name` returns.
+What stands between `<!-- name -->` and `<!-- end -->` there is replaced by what the function `name` returns. The second
+line prints all trials instead, of which results/README.md shows the best.
 """
 
 import argparse
@@ -15,7 +17,7 @@ from scipy import stats
 
 import storage
 from experiments import RESULTS, ROOT
-from experiments.recipes import ABLATIONS, RECIPES
+from experiments.recipes import ABLATIONS, RECIPES, TITLES
 from experiments.study import Study, change, checked
 
 GOAL = 0.994  # final test accuracy
@@ -83,7 +85,7 @@ def result() -> str:
         values, parameters = finals(name), f"{records(name)[0]['parameters']:,}"
         count, final, lowest, _ = _spread(values)
         passed = f"{sum(value > GOAL for value in values)} of {count}"
-        rows.append((title, count, f"**{final}**", lowest, passed, parameters, RECIPES[name].epochs))
+        rows.append((title, count, f"**{final}**", lowest, passed, parameters, RECIPES[name]["epochs"]))
     record = checked(RESULTS / "notebook.json")
     seconds, final = record["history"]["seconds"], record["history"]["test_accuracy"][-1]
     title = f"the run in `A6.ipynb`, {sum(seconds) / 60:.1f} minutes on {record['threads']} threads"
@@ -97,8 +99,8 @@ def seeds() -> str:
     """One row per recipe that is no ablation, the larger networks first: the final accuracies of its seeds."""
     rows = []
     for name in set(recorded()) - set(ABLATIONS):
-        recipe, parameters = RECIPES[name], records(name)[0]["parameters"]
-        rows.append((-parameters, f"`{name}`", recipe.title, f"{parameters:,}", recipe.epochs, *_spread(finals(name))))
+        parameters, epochs = records(name)[0]["parameters"], RECIPES[name]["epochs"]
+        rows.append((-parameters, f"`{name}`", TITLES[name], f"{parameters:,}", epochs, *_spread(finals(name))))
     return _table(f"recipe | description | parameters: | epochs: | {SPREAD}", (row[1:] for row in sorted(rows)))
 
 
@@ -109,10 +111,11 @@ def ablations() -> dict[str, list[float]]:
     """
     found = {}
     for name in (name for name in ABLATIONS if (RESULTS / "runs" / name).exists()):
-        every = finals(name)
+        every, title = finals(name), TITLES[name]
         learned = [value for value in every if value > 0.5]
-        some = f" ({len(learned)} of {len(every)} seeds learned)"
-        found[RECIPES[name].title + some * (len(learned) < len(every))] = learned
+        if len(learned) < len(every):
+            title += f" ({len(learned)} of {len(every)} seeds learned)"
+        found[title] = learned
     return found
 
 
@@ -137,24 +140,39 @@ def peers() -> str:
     return _table("parameters: | network | runs | test accuracy: | training", rows)
 
 
-def trials() -> str:
-    """Every trial on the held-out training images, those of equal length together, the lowest loss first."""
-    rows, files = [], ("frontier.json", "screening.json")
+def _trials() -> list[tuple]:
+    """(epochs, loss, accuracy, parameters, seeds, name) of every trial on held-out images, in this order."""
+    found, files = [], ("frontier.json", "screening.json")
     for record in (checked(RESULTS / "trials" / name) for name in files):
         for trial in record["trials"]:
             changes = [f"{name} {value}" for name, value in trial["changed"].items() if name != "epochs"]
             epochs = trial["changed"].get("epochs", record["recipe"]["epochs"])
-            setting = ", ".join([trial["network"], *changes]) + " *"
-            judged = trial["validation_loss"], trial["validation_accuracy"]
-            rows.append((epochs, *judged, trial["parameters"], 1, setting))
+            name = ", ".join([trial["network"], *changes]) + " *"
+            found.append((epochs, trial["validation_loss"], trial["validation_accuracy"], trial["parameters"], 1, name))
     for label in sorted(path.name for path in (RESULTS / "trials").iterdir() if path.name not in files):
         runs = records(label, validate=True)
-        judged = mean(run["history"]["test_loss"][-1] for run in runs), mean(finals(label, validate=True))
-        rows.append((runs[0]["hyperparameters"]["epochs"], *judged, runs[0]["parameters"], len(runs), f"`{label}`"))
-    rows = [(row[5], f"{row[3]:,}", row[0], row[4], f"{row[1]:.4f}", f"{row[2]:.2%}") for row in sorted(rows)]
-    return _table(
-        "network and changes | parameters: | epochs: | seeds: | validation loss: | validation accuracy:", rows
-    )
+        loss, accuracy = mean(run["history"]["test_loss"][-1] for run in runs), mean(finals(label, validate=True))
+        epochs, parameters = runs[0]["hyperparameters"]["epochs"], runs[0]["parameters"]
+        found.append((epochs, loss, accuracy, parameters, len(runs), f"`{label}`"))
+    return sorted(found)
+
+
+def _trials_table(found: list[tuple]) -> str:
+    rows = [
+        (name, f"{parameters:,}", epochs, seeds, f"{loss:.4f}", f"{accuracy:.2%}")
+        for epochs, loss, accuracy, parameters, seeds, name in found
+    ]
+    header = "network and changes | parameters: | epochs: | seeds: | validation loss: | validation accuracy:"
+    return _table(header, rows)
+
+
+def trials() -> str:
+    """The trials on the held-out training images: of each length the ten with the lowest loss."""
+    every, best = _trials(), []
+    for epochs in sorted({trial[0] for trial in every}):
+        best += [trial for trial in every if trial[0] == epochs][:10]
+    rule = "Of as many epochs, these are the ten trials with the lowest loss"
+    return f"{_trials_table(best)}\n\n{rule}; `python -m experiments.report --trials` prints all {len(every)}."
 
 
 def own_digits() -> str:
@@ -197,6 +215,14 @@ def write() -> None:
     storage.save_text(ROOT / "A6.ipynb", nbformat.writes(notebook) + "\n")
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", action="store_true", help="print every trial, and write nothing")
+    if parser.parse_args().trials:
+        print(_trials_table(_trials()))
+    else:
+        write()
+
+
 if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    write()
+    main()

@@ -5,7 +5,7 @@
     python -m experiments.study tiny-970 --images 400 --set epochs=2
 
 The second line is a trial: the last 10,000 training images take the place of the test set, which stays unseen, and the
-records go to results/trials/. The third is a quick try: its records go to runs/tries/.
+records go to results/trials/. The third is a quick try: it always runs anew, and its records go to runs/tries/.
 
 To resume a study, repeat the command: recorded seeds are skipped, and one that was begun goes on after its last epoch
 (runs/study/). Seeds run side by side, one thread each. On a cluster: start it (`dask scheduler` and `dask worker
@@ -19,7 +19,6 @@ import re
 import shlex
 import sys
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +28,7 @@ import torch
 import storage
 import utils
 from experiments import RESULTS, ROOT
-from experiments.recipes import RECIPES, Recipe, teacher_path
+from experiments.recipes import KINDS, RECIPES, build, check, teacher_path
 
 COMMIT = storage.environment("cpu")["commit"]  # that of the code which this process has imported
 CLEAN = re.compile("[0-9a-f]{7,40}")  # a commit's name without "-dirty"
@@ -41,12 +40,12 @@ class Study(NamedTuple):
     name: str  # of the recipe
     changes: dict = {}  # its settings that differ
     validate: bool = False
-    images: int | None = None  # only so many, for a quick try
+    image_count: int | None = None  # only the first ones, for a quick try
     output: Path | None = None  # in place of results/ and runs/
 
     @property
-    def recipe(self) -> Recipe:
-        return replace(RECIPES[self.name], **self.changes)
+    def settings(self) -> dict:
+        return RECIPES[self.name] | self.changes
 
     @property
     def label(self) -> str:
@@ -57,7 +56,7 @@ class Study(NamedTuple):
     @property
     def root(self) -> Path:
         """Where all that is kept is written; what comes from a quick try never where results are."""
-        return self.output or (ROOT / "runs" / "tries" if self.images else RESULTS)
+        return self.output or (ROOT / "runs" / "tries" if self.image_count else RESULTS)
 
     @property
     def folder(self) -> Path:
@@ -65,17 +64,20 @@ class Study(NamedTuple):
 
     def data(self) -> tuple:
         """((images, labels) to train on, (images, labels) to evaluate on)."""
-        train, test = utils.load_mnist(ROOT / "data", "cpu")
+        (images, labels), test = utils.load_mnist(ROOT / "data", "cpu")
+        train = images, labels
         if self.validate:
-            train, test = (tuple(part[i] for part in train) for i in (slice(50_000), slice(50_000, None)))
-        return tuple(tuple(part[: self.images] for part in pair) for pair in (train, test))
+            train, test = (images[:50_000], labels[:50_000]), (images[50_000:], labels[50_000:])
+        first = slice(self.image_count)  # all, where that is None
+        return (train[0][first], train[1][first]), (test[0][first], test[1][first])
 
     def expected(self, seed: int) -> dict:
         """What a record says of the run that it belongs to: it counts for no other."""
         tested_on, count = ("the last 10,000 training images", 50_000) if self.validate else ("the test set", 60_000)
-        tested_on += f", {self.images} of them" if self.images else ""
-        run = dict(recipe=self.name, seed=seed, hyperparameters=self.recipe.settings())
-        return run | dict(trained_on=min(count, self.images or count), tested_on=tested_on)
+        if self.image_count:
+            count, tested_on = min(count, self.image_count), f"{tested_on}, {self.image_count} of them"
+        run = dict(recipe=self.name, seed=seed, hyperparameters=self.settings)
+        return run | dict(trained_on=count, tested_on=tested_on)
 
     def is_missing(self, seed: int) -> bool:
         """Whether the record of `seed` is missing; `ValueError` if it is bad."""
@@ -89,7 +91,8 @@ def checked(path: Path, any_commit: bool = False, **expected: object) -> dict:
     if different := [part for part, value in expected.items() if record.get(part) != value]:
         raise ValueError(f"{path} is a record of another run: {', '.join(different)} differ. Move it away")
     epochs = record.get("hyperparameters", {}).get("epochs")
-    if epochs and {len(values) for values in record.get("history", {None: []}).values()} != {epochs}:
+    lengths = {len(values) for values in record.get("history", {}).values()}
+    if epochs and lengths != {epochs}:
         raise ValueError(f"{path} is incomplete: its history does not have every epoch. Delete it")
     if not any_commit and not CLEAN.fullmatch(record.get("commit", "unknown")):
         raise ValueError(f"{path} names no commit ({record.get('commit')}). Run it again from a clean clone")
@@ -102,13 +105,16 @@ def train(study: Study, seed: int) -> dict:
     about = storage.environment("cpu") | dict(commit=COMMIT)
     train_set, test_set = study.data()
     torch.manual_seed(seed)
-    parts = study.recipe.build(train_set, teachers=study.root / "teachers")
-    run, network = study.expected(seed), parts["network"]
-    scratch, name = (study.output or ROOT / "runs") / "study", f"{study.name}-{seed}"
-    checkpoint = storage.checkpoint_path(scratch, name, run | dict(commit=COMMIT), network)
+    training = build(study.settings, train_set, study.root / "teachers")
+    run, network, epochs = study.expected(seed), training["network"], training.pop("epochs")
+    checkpoint = None  # a quick try starts anew
+    if not study.image_count:
+        path = (study.output or ROOT / "runs") / "study" / f"{study.name}-{seed}"
+        checkpoint = storage.checkpoint_path(path, run | dict(commit=COMMIT), **training)
     print(f"{study.label}, seed {seed}", flush=True)
-    history = utils.fit(**parts, test=test_set, checkpoint=checkpoint)
-    if study.name in {recipe.teacher for recipe in RECIPES.values()} and not study.changes:
+    history = utils.fit(**training, test=test_set, epochs=epochs, checkpoint=checkpoint)
+    teaching = {settings.get("teacher") for settings in RECIPES.values()}
+    if study.name in teaching and not study.changes:
         storage.save_weights(network, teacher_path(study.root / "teachers", study.name, run["trained_on"], seed))
     return run | dict(parameters=size(network), history=history, seconds=sum(history["seconds"])) | about
 
@@ -129,21 +135,18 @@ def change(text: str) -> tuple[str, object]:
     name, _, value = text.partition("=")
     with suppress(ValueError, SyntaxError):  # what is no Python value is a string
         value = ast.literal_eval(value)
-    kind = Recipe.__annotations__.get(name, ())
-    if type(value) is int and not isinstance(value, kind):
+    if KINDS.get(name) is float and type(value) is int:
         value = float(value)
-    if not isinstance(value, kind):
-        names = ", ".join(Recipe.__annotations__)
+    if type(value) is not KINDS.get(name):
+        names = ", ".join(sorted(KINDS))
         raise argparse.ArgumentTypeError(f"{text} is no setting of a recipe, or not of its type; there are {names}")
     return name, value
 
 
 def run(study: Study, wanted: list[int], jobs: int, address: str | None) -> None:
     """Train and record what is missing of the `wanted` seeds."""
-    stated = re.match(r"([a-z]+)-(\d+)", study.name)
-    if stated and int(stated[2]) != size(study.recipe.make_network()):
-        raise ValueError(f"{study.label} has not {stated[2]} parameters: change the recipe {stated[1]} instead")
-    missing = [seed for seed in wanted if study.is_missing(seed)]
+    check(study.settings)
+    missing = [seed for seed in wanted if study.image_count or study.is_missing(seed)]
     print(f"{study.label}: {len(wanted) - len(missing)} of {len(wanted)} seeds are in {study.folder}", flush=True)
     if missing and study.root == RESULTS and not CLEAN.fullmatch(COMMIT):
         raise ValueError(f"a record names the commit that made it, and this is {COMMIT}: commit first, or use --images")
@@ -171,7 +174,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.set and not (arguments.validate or arguments.images):
         parser.error("--set is for trials, which are not judged on the test set: add --validate")
-    changes = {name: value for name, value in arguments.set if getattr(RECIPES[arguments.recipe], name) != value}
+    recipe = RECIPES[arguments.recipe]
+    changes = {name: value for name, value in arguments.set if recipe.get(name) != value}
     study = Study(arguments.recipe, changes, arguments.validate, arguments.images, arguments.output)
     os.environ["TQDM_DISABLE"] = "1"  # in the workers, whose bars would overwrite each other
     try:

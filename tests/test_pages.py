@@ -5,6 +5,7 @@ import re
 import nbformat
 import pytest
 
+import storage
 from conftest import ROOT
 from experiments import report
 
@@ -24,3 +25,18 @@ def test_the_notebook_opens_with_the_goals_table_of_the_records():
 def test_links_and_pictures_exist(page):
     for target in re.findall(r"\]\((?!http|#)([^)#]+)", (ROOT / page).read_text(encoding="utf-8")):
         assert (ROOT / page).parent.joinpath(target).exists(), target
+
+
+def test_the_table_of_trials_shows_the_ten_with_the_lowest_loss_of_each_length(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["report", "--trials"])
+    report.main()
+    every, shown = (
+        re.findall(r" (\d+) \| \d+ \| (\d\.\d+) \| [\d.]+% \|$", text, re.M)  # epochs, loss
+        for text in (capsys.readouterr().out, report.trials())
+    )
+    folder = ROOT / "results/trials"
+    listed = sum(len(storage.load_record(path)["trials"]) for path in folder.glob("*.json"))
+    assert len(every) == listed + sum(path.is_dir() for path in folder.iterdir())
+    for length in {epochs for epochs, _ in every}:
+        losses, best = ([loss for epochs, loss in rows if epochs == length] for rows in (every, shown))
+        assert best == sorted(losses)[:10]

@@ -1,7 +1,6 @@
-"""The recipes: what each setting does, against torchvision, torch's own functions and numbers computed by hand."""
+"""The recipes are their records'; what each setting does, against torchvision, torch and numbers computed by hand."""
 
-import json
-from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -10,46 +9,91 @@ from torch import nn
 from torchvision.transforms import functional as tv
 
 import storage
+import utils
 from conftest import ROOT
-from experiments.recipes import ONE_CYCLE, RECIPES, REFERENCE, TaughtLoader, distillation, random_affine, sgd
+from experiments.recipes import CHOICES, RECIPES, build, make_loss
+from experiments.study import change
+from experiments.training import TaughtLoader, random_affine, sgd, zoom_and_rotation
 from model import Net
+
+BLANK = torch.zeros(600, 28, 28, dtype=torch.uint8), torch.zeros(600, dtype=torch.int64)
 
 
 def test_the_reference_recipe_is_the_notebooks():
     notebook = storage.load_record(ROOT / "results/notebook.json")["hyperparameters"]
-    assert notebook.items() <= (REFERENCE.settings() | dict(seed=notebook["seed"], training_images=60_000)).items()
+    assert notebook.items() <= (RECIPES["reference"] | dict(seed=notebook["seed"], training_images=60_000)).items()
+
+
+def test_every_record_has_the_settings_of_its_recipe_and_every_recipe_has_records():
+    found = set()
+    for path in ROOT.glob("results/*/*/*.json"):
+        name, *changes = path.parent.name.split("+")
+        assert storage.load_record(path)["hyperparameters"] == RECIPES[name] | dict(map(change, changes)), path
+        found.add(name)
+    assert found == set(RECIPES)
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_settings_survive_json_and_make_the_recipe_again(name):
-    recipe = RECIPES[name]
-    settings = json.loads(json.dumps(recipe.settings()))
-    assert type(recipe)(title=recipe.title, **settings) == recipe
-    images = torch.zeros(600, 28, 28, dtype=torch.uint8)
-    parts = replace(recipe, teacher=None).build((images, torch.zeros(600, dtype=torch.int64)))
-    x, y = next(iter(parts["loader"]))
-    assert x.shape == (recipe.batch_size, 1, 28, 28) and parts["loss_fn"](parts["network"](x), y).isfinite()
+def test_every_recipe_trains_and_refuses_a_misspelled_setting(name):
+    settings = {key: value for key, value in RECIPES[name].items() if key not in ("teacher", "teachers")}
+    settings = {key: value for key, value in settings.items() if key not in ("temperature", "weight")}
+    training = build(settings, BLANK)
+    x, y = next(iter(training["loader"]))
+    assert x.shape == (settings["batch_size"], 1, 28, 28) and training["loss_fn"](training["network"](x), y).isfinite()
+    with pytest.raises(ValueError, match="nothing takes learning_rat in"):
+        build(settings | dict(learning_rat=0.1), BLANK)
+
+
+WRONG = [
+    ("one-cycle", dict(stride=2), "nothing takes stride"),
+    ("small-9710", dict(temperature=2.0, weight=0.9), "nothing takes temperature, weight"),
+    ("tiny-970", dict(learned_ink=True), "nothing takes learned_ink"),
+    ("reference", dict(pct_start=0.2, fade_to=0.5), "nothing takes fade_to, pct_start"),
+    ("reference", dict(network="Nett"), "there is no network Nett"),
+]
+
+
+@pytest.mark.parametrize("name, changes, message", WRONG)
+def test_a_setting_that_nothing_takes_is_refused(name, changes, message):
+    with pytest.raises(ValueError, match=message):
+        build(RECIPES[name] | changes, BLANK)
 
 
 def test_weight_decay_is_for_kernels_and_no_parameter_is_left_out():
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
     network.scale = nn.Parameter(torch.tensor(1.0))
-    kernels, others = sgd(network, 0.1, 0.9, False, 0.5).param_groups
+    kernels, others = sgd(network.parameters(), 0.1, 0.9, False, 0.5).param_groups
     assert [parameter.ndim for parameter in kernels["params"]] == [4] and kernels["weight_decay"] == 0.5
     assert sorted(parameter.ndim for parameter in others["params"]) == [0, 1, 1, 1] and others["weight_decay"] == 0
 
 
 def test_learning_rates_are_those_of_the_settings():
-    rates, images, labels = [], torch.zeros(1_000, 28, 28, dtype=torch.uint8), torch.zeros(1_000, dtype=torch.int64)
-    for recipe in (REFERENCE, replace(ONE_CYCLE, epochs=5)):
-        parts = replace(recipe, batch_size=100).build((images, labels))
-        for _ in range(10 * recipe.epochs):
-            rates.append(parts["optimizer"].param_groups[0]["lr"])
-            parts["optimizer"].step()
-            parts["scheduler"].step()
+    """Steps of the schedule are epochs in `reference`, batches in `one-cycle`: ten of 60 images in each of 5 epochs."""
+    rates = []
+    for name, changes, steps in (("reference", {}, 19), ("one-cycle", dict(epochs=5, batch_size=60), 50)):
+        training = build(RECIPES[name] | changes, BLANK)
+        for _ in range(steps):
+            rates.append(training["optimizer"].param_groups[0]["lr"])
+            training["optimizer"].step()
+            training["scheduler"].step()
     rise, fall = torch.linspace(0.004, 0.4, 10), torch.linspace(0.4, 0, 41)
-    expected = torch.cat([torch.full([100], 0.25), torch.full([90], 0.025), rise, fall[1:]])
+    expected = torch.cat([torch.full([10], 0.25), torch.full([9], 0.025), rise, fall[1:]])
     torch.testing.assert_close(torch.tensor(rates), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_rotation_is_the_lessons_or_bilinear(mnist):
+    images = mnist[0][0][:10]
+    torch.manual_seed(1)
+    nearest = zoom_and_rotation(images, 0.5, 15, "nearest")
+    torch.manual_seed(1)
+    assert torch.equal(nearest, utils.augment(images, 0.5, 15))
+    torch.manual_seed(1)
+    bilinear = zoom_and_rotation(images, 0.0, 15, "bilinear")
+    torch.manual_seed(1)
+    _, degrees = torch.rand(10), torch.empty(10).uniform_(-15, 15)
+    for image, ours, angle in zip(images, bilinear, degrees.tolist()):
+        expected = tv.rotate(image[None], angle, tv.InterpolationMode.BILINEAR)
+        assert ((ours.int() - expected[0].int()).abs() > 1).float().mean() < 0.001
 
 
 def test_random_affine_is_torchvisions(mnist, monkeypatch):
@@ -85,30 +129,38 @@ def test_elastic_variants_are_torchvisions(mnist):
     assert (ours != images).float().mean() > 0.1
 
 
-def test_fading_augmentation_falls_linearly_to_its_end():
-    recipe = replace(ONE_CYCLE, fade_from=0.5, fade_to=0.3)
+def test_fading_augmentation_falls_linearly_to_its_end(monkeypatch):
+    def amounts(images, max_degrees, max_shift, max_scale, max_shear):
+        return max_degrees, max_shift, max_scale, max_shear
+
+    monkeypatch.setitem(CHOICES["augment"], "random_affine", amounts)
+    training = build(RECIPES["one-cycle"] | dict(fade_from=0.5, fade_to=0.3), BLANK)
     for done, share in ((0.0, 1.0), (0.5, 1.0), (0.75, 0.65), (1.0, 0.3)):
-        usual = dict(max_degrees=10.0, max_shift=1.0, max_scale=0.05, max_shear=0.05)
-        assert recipe.amounts(done) == pytest.approx({name: share * amount for name, amount in usual.items()})
-    assert REFERENCE.amounts(1.0) == dict(zoom_probability=0.1, max_degrees=15.0, mode="nearest")
+        training["scheduler"].last_epoch = done * 19 * 10  # epochs of ten batches
+        expected = [share * amount for amount in (10.0, 1.0, 0.05, 0.05)]
+        assert training["loader"].augment(BLANK[0]) == pytest.approx(expected)
 
 
-def test_label_smoothing_is_torchs(small):
-    scores, labels = torch.randn(7, 10), torch.randint(10, (7,))
-    for smoothing in (0.0, 0.1):
-        loss = replace(REFERENCE, label_smoothing=smoothing).build(small[0])["loss_fn"](scores.log_softmax(1), labels)
-        torch.testing.assert_close(loss, F.cross_entropy(scores, labels, label_smoothing=smoothing))
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_label_smoothing_is_torchs_and_for_training_only(smoothing):
+    scores, labels = torch.randn(7, 10, requires_grad=True), torch.randint(10, (7,))
+    loss_fn = build(RECIPES["reference"] | dict(label_smoothing=smoothing), BLANK)["loss_fn"]
+    expected = partial(F.cross_entropy, scores, labels)
+    torch.testing.assert_close(loss_fn(scores.log_softmax(1), labels), expected(label_smoothing=smoothing))
+    torch.testing.assert_close(loss_fn(scores.log_softmax(1).detach(), labels), expected().detach())
 
 
-def test_distillation_loss_is_hintons(small):
+def test_distillation_loss_is_hintons_and_for_training_only(small):
     torch.manual_seed(1)
     teachers, (images, labels) = [Net(), Net()], (part[:5] for part in small[0])
-    ((x, y, said),) = TaughtLoader(images, labels, 5, lambda batch: batch.flip(2), teachers=teachers)
+    loader = TaughtLoader(images, labels, 5, lambda batch: batch.flip(2), teachers=teachers)
+    ((x, y),) = loader
     expected = sum(teacher(x).exp() for teacher in teachers).div(2).log().detach()
-    torch.testing.assert_close(said, expected)
-    assert not said.requires_grad and not any(teacher.training for teacher in teachers)
-    student = F.log_softmax(3 * torch.randn(5, 10), dim=1)
-    softened = (torch.distributions.Categorical(logits=values / 2) for values in (said, student))
+    torch.testing.assert_close(loader.soft_targets, expected)
+    assert not loader.soft_targets.requires_grad and not any(teacher.training for teacher in teachers)
+    student = F.log_softmax(3 * torch.randn(5, 10, requires_grad=True), dim=1)
+    softened = (torch.distributions.Categorical(logits=values / 2) for values in (expected, student))
     divergence = torch.distributions.kl_divergence(*softened).mean()
-    loss = distillation(student, y, said, temperature=2.0, weight=0.9, loss_fn=F.cross_entropy)
-    torch.testing.assert_close(loss, 0.1 * F.cross_entropy(student, y) + 0.9 * 4 * divergence)
+    loss_fn = make_loss(RECIPES["one-cycle-taught"], loader)  # temperature 2, weight 0.9
+    torch.testing.assert_close(loss_fn(student, y), 0.1 * F.cross_entropy(student, y) + 0.9 * 4 * divergence)
+    torch.testing.assert_close(loss_fn(student.detach(), y), F.cross_entropy(student.detach(), y))

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -16,6 +15,7 @@ from experiments import report, speed
 from experiments import study as study_module
 from experiments.recipes import ABLATIONS, RECIPES
 from experiments.study import Study, main
+from model import Net
 
 TRY = ["--images", "300", "--jobs", "1"]
 
@@ -40,8 +40,8 @@ def refused(*arguments) -> str:
     return end.value.code if isinstance(end.value.code, str) else err.getvalue()
 
 
-def histories(folder: Path) -> dict[int, dict]:
-    records = storage.load_records(folder / "runs" / "reference+epochs=2")
+def histories(folder: Path, label: str = "reference+epochs=2") -> dict[int, dict]:
+    records = storage.load_records(folder / "runs" / label)
     return {r["seed"]: {name: v for name, v in r["history"].items() if name != "seconds"} for r in records}
 
 
@@ -52,11 +52,21 @@ def side_by_side(tmp_path_factory):
     return folder
 
 
-def test_a_study_gives_the_same_numbers_side_by_side_and_one_by_one(side_by_side, tmp_path):
-    study(tmp_path, "--seeds", "2")
-    assert "1 of 2 seeds" in study(tmp_path, "--seeds", "1-2")
+@pytest.fixture
+def full(small, monkeypatch):
+    """A study that is no quick try, of two epochs with all of 300 images."""
+    monkeypatch.setitem(RECIPES, "reference", RECIPES["reference"] | dict(epochs=2))
+    few = tuple((images[:300], labels[:300]) for images, labels in small)
+    monkeypatch.setattr("utils.load_mnist", lambda *_: few)
+    return lambda folder: studied("reference", "--jobs", "1", "--output", folder)
+
+
+def test_quick_tries_give_the_same_numbers_side_by_side_and_one_by_one_and_are_never_skipped(side_by_side, tmp_path):
+    study(tmp_path, "--seeds", "1-2")
     one, two = histories(tmp_path).values()
     assert one != two and histories(side_by_side) == {1: one, 2: two}
+    (tmp_path / "runs" / "reference+epochs=2" / "2.json").write_text("not a record", encoding="utf-8")
+    assert "epoch  1/2" in study(tmp_path, "--seeds", "2") and histories(tmp_path)[2] == two
 
 
 def test_a_dask_cluster_gives_the_same_numbers(side_by_side, tmp_path):
@@ -66,11 +76,13 @@ def test_a_dask_cluster_gives_the_same_numbers(side_by_side, tmp_path):
     assert histories(tmp_path) == histories(side_by_side)
 
 
-def test_a_stopped_study_resumes_after_its_last_epoch(side_by_side, tmp_path):
+def test_a_stopped_study_resumes_after_its_last_epoch_and_is_skipped_when_recorded(full, side_by_side, tmp_path):
     with mock.patch("utils.evaluate", side_effect=[(0.5, 0.5), KeyboardInterrupt]), pytest.raises(KeyboardInterrupt):
-        study(tmp_path)
-    assert "1 epochs loaded" in study(tmp_path)
-    assert histories(tmp_path)[1]["train_loss"] == histories(side_by_side)[1]["train_loss"]
+        full(tmp_path)
+    assert "1 epochs loaded" in full(tmp_path)
+    resumed = histories(tmp_path, "reference")
+    assert resumed[1]["train_loss"] == histories(side_by_side)[1]["train_loss"]
+    assert "1 of 1 seeds" in full(tmp_path) and histories(tmp_path, "reference") == resumed
 
 
 def test_validation_holds_out_the_last_training_images(tmp_path, mnist):
@@ -88,7 +100,7 @@ def test_what_teaches_is_tried_without_touching_the_results(tmp_path, monkeypatc
     monkeypatch.setattr(study_module, "RESULTS", tmp_path / "results")
     shutil.copytree(ROOT / "data", tmp_path / "data")
     for name in ("small-37986", "small-4962"):
-        monkeypatch.setitem(RECIPES, name, replace(RECIPES[name], epochs=2))
+        monkeypatch.setitem(RECIPES, name, RECIPES[name] | dict(epochs=2))
     assert "small-37986-300-1.pt" in refused("small-4962", *TRY)
     studied("small-37986", *TRY)
     studied("small-4962", *TRY)
@@ -96,24 +108,30 @@ def test_what_teaches_is_tried_without_touching_the_results(tmp_path, monkeypatc
     assert not (tmp_path / "results").exists()
 
 
-def test_a_record_of_another_run_is_not_taken_for_this_one(side_by_side, tmp_path):
-    path = tmp_path / "runs" / "reference+epochs=2" / "1.json"
-    record = storage.load_record(side_by_side / path.relative_to(tmp_path))
-    storage.save_record(path, record | dict(trained_on=400, seed=9))
+def test_a_record_of_another_run_is_not_taken_for_this_one(full, side_by_side, tmp_path):
+    record = storage.load_record(side_by_side / "runs/reference+epochs=2/1.json")
+    storage.save_record(tmp_path / "runs/reference/1.json", record | dict(trained_on=400, seed=9))
     with pytest.raises(SystemExit, match="1.json is a record of another run: seed, trained_on"):
-        study(tmp_path)
+        full(tmp_path)
+
+
+def test_a_recipe_may_have_any_name_and_change_its_size(tmp_path, monkeypatch):
+    monkeypatch.setitem(RECIPES, "mini-2nd", RECIPES["small-9710"] | dict(epochs=2))
+    studied("mini-2nd", *TRY, "--output", tmp_path, "--set", "after=[8,8,9]")
+    (record,) = storage.load_records(tmp_path / "runs/mini-2nd+after=[8,8,9]")
+    assert record["parameters"] == 9 * (8 + 64 + 64 + 64 + 72) + 2 * (4 * 8 + 9) + 10 * 9 + 10
 
 
 WRONG = [
-    ("reference", "learning_rat=3", "learning_rat=3 is no setting"),
-    ("reference", "nesterov=false", "nesterov=false is no setting of a recipe, or not of its type"),
-    ("small-4962", "after=[24,32,29]", "change the recipe small"),
+    ("learning_rat=3", "learning_rat=3 is no setting"),
+    ("nesterov=false", "nesterov=false is no setting of a recipe, or not of its type"),
+    ("stride=2", "nothing takes stride"),
 ]
 
 
-@pytest.mark.parametrize("recipe, setting, message", WRONG)
-def test_wrong_settings_are_named(tmp_path, recipe, setting, message):
-    assert message in refused(recipe, *TRY, "--output", tmp_path, "--set", setting)
+@pytest.mark.parametrize("setting, message", WRONG)
+def test_wrong_settings_are_named(tmp_path, setting, message):
+    assert message in refused("reference", *TRY, "--output", tmp_path, "--set", setting)
 
 
 def test_nothing_is_recorded_that_is_chosen_on_the_test_set_or_names_no_commit(monkeypatch):
@@ -126,7 +144,7 @@ def test_nothing_is_recorded_that_is_chosen_on_the_test_set_or_names_no_commit(m
 def test_studies_are_judged_on_other_seeds_than_they_were_chosen_on():
     trials = [path.name for path in (ROOT / "results/trials").iterdir() if path.is_dir()]
     tried = {record["seed"] for label in trials for record in report.records(label, validate=True)}
-    teachers = {recipe.teacher for recipe in RECIPES.values()}
+    teachers = {settings.get("teacher") for settings in RECIPES.values()}
     for name in set(report.recorded()) - {"reference", *ABLATIONS, *teachers}:
         seeds = {record["seed"] for record in report.records(name)}
         assert len(seeds) == 10 and tried.isdisjoint(seeds), name
@@ -145,8 +163,12 @@ def test_the_report_refuses_what_is_no_full_run_of_a_known_commit(tmp_path, monk
         report.seeds()
 
 
-def test_speed_times_whole_trainings():
+def test_speed_times_whole_trainings_and_the_references_six_convolutions_pad(monkeypatch):
+    monkeypatch.setattr(speed, "Net", lambda: network)
+    network = Net()
     for loop, recipe in speed.PROGRAMS:
-        run = speed.measure(loop, recipe, images=300)
-        assert len(run["epoch_seconds"]) == len(run["test_accuracy"]) == RECIPES[recipe].epochs
+        run = speed.measure(loop, recipe, image_count=300)
+        assert len(run["epoch_seconds"]) == len(run["test_accuracy"]) == RECIPES[recipe]["epochs"]
         assert run["peak_memory_mb"] > 100 and run["seconds"] > sum(run["epoch_seconds"])
+    padded = [name for name, layer in network.named_modules() if getattr(layer, "padding_mode", "") == "replicate"]
+    assert padded == [f"conv{number}.0" for number in range(1, 7)]
