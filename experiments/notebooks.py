@@ -43,7 +43,8 @@ def save_pictures(notebook: nbformat.NotebookNode) -> None:
     """Write the picture of every cell that is tagged as one of `PICTURES` to results/."""
     for cell in notebook.cells:
         for tag in set(cell.metadata.get("tags", [])) & set(PICTURES):
-            (png,) = [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
+            shown = [output.data for output in cell.outputs if "data" in output]
+            (png,) = [data["image/png"] for data in shown if "image/png" in data]
             storage.save_bytes(RESULTS / f"{tag}.png", base64.b64decode(png))
 
 
