@@ -148,7 +148,7 @@ CHOICES = dict(
     scheduler=dict(step_lr=StepLR, one_cycle=one_cycle),
     augment=dict(zoom_and_rotation=zoom_and_rotation, random_affine=random_affine),
 )
-KINDS = {name: type(value) for settings in RECIPES.values() for name, value in settings.items()}  # types
+TYPES = {name: type(value) for settings in RECIPES.values() for name, value in settings.items()}
 COMPANIONS = dict(deskew=["learned_ink"], fade_from=["fade_to"], teacher=["teachers", "temperature", "weight"])
 
 

@@ -22,6 +22,7 @@ from experiments.study import Study, change, checked
 
 GOAL = 0.994  # final test accuracy
 SPREAD = "seeds: | final test accuracy, mean ± sd: | min: | max:"
+TRIAL = "network and changes | parameters: | epochs: | seeds: | validation loss: | validation accuracy:"
 
 
 def records(label: str, validate: bool = False) -> list[dict]:
@@ -140,8 +141,8 @@ def peers() -> str:
     return _table("parameters: | network | runs | test accuracy: | training", rows)
 
 
-def _trials() -> list[tuple]:
-    """(epochs, loss, accuracy, parameters, seeds, name) of every trial on held-out images, in this order."""
+def every_trial() -> list[tuple]:
+    """Rows of every trial on the held-out training images, those of equal length together, the lowest loss first."""
     found, files = [], ("frontier.json", "screening.json")
     for record in (checked(RESULTS / "trials" / name) for name in files):
         for trial in record["trials"]:
@@ -154,25 +155,19 @@ def _trials() -> list[tuple]:
         loss, accuracy = mean(run["history"]["test_loss"][-1] for run in runs), mean(finals(label, validate=True))
         epochs, parameters = runs[0]["hyperparameters"]["epochs"], runs[0]["parameters"]
         found.append((epochs, loss, accuracy, parameters, len(runs), f"`{label}`"))
-    return sorted(found)
-
-
-def _trials_table(found: list[tuple]) -> str:
-    rows = [
+    return [
         (name, f"{parameters:,}", epochs, seeds, f"{loss:.4f}", f"{accuracy:.2%}")
-        for epochs, loss, accuracy, parameters, seeds, name in found
+        for epochs, loss, accuracy, parameters, seeds, name in sorted(found)
     ]
-    header = "network and changes | parameters: | epochs: | seeds: | validation loss: | validation accuracy:"
-    return _table(header, rows)
 
 
 def trials() -> str:
-    """The trials on the held-out training images: of each length the ten with the lowest loss."""
-    every, best = _trials(), []
-    for epochs in sorted({trial[0] for trial in every}):
-        best += [trial for trial in every if trial[0] == epochs][:10]
-    rule = "Of as many epochs, these are the ten trials with the lowest loss"
-    return f"{_trials_table(best)}\n\n{rule}; `python -m experiments.report --trials` prints all {len(every)}."
+    """Of the trials of each length the ten with the lowest loss."""
+    every, best = every_trial(), []
+    for epochs in dict.fromkeys(row[2] for row in every):
+        best += [row for row in every if row[2] == epochs][:10]
+    rule = "These are, of each number of epochs, the ten trials with the lowest loss"
+    return f"{_table(TRIAL, best)}\n\n{rule}; `python -m experiments.report --trials` prints all {len(every)}."
 
 
 def own_digits() -> str:
@@ -219,7 +214,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", action="store_true", help="print every trial, and write nothing")
     if parser.parse_args().trials:
-        print(_trials_table(_trials()))
+        print(_table(TRIAL, every_trial()))
     else:
         write()
 

@@ -28,7 +28,7 @@ import torch
 import storage
 import utils
 from experiments import RESULTS, ROOT
-from experiments.recipes import KINDS, RECIPES, build, check, teacher_path
+from experiments.recipes import RECIPES, TYPES, build, check, teacher_path
 
 COMMIT = storage.environment("cpu")["commit"]  # that of the code which this process has imported
 CLEAN = re.compile("[0-9a-f]{7,40}")  # a commit's name without "-dirty"
@@ -135,10 +135,10 @@ def change(text: str) -> tuple[str, object]:
     name, _, value = text.partition("=")
     with suppress(ValueError, SyntaxError):  # what is no Python value is a string
         value = ast.literal_eval(value)
-    if KINDS.get(name) is float and type(value) is int:
+    if TYPES.get(name) is float and type(value) is int:
         value = float(value)
-    if type(value) is not KINDS.get(name):
-        names = ", ".join(sorted(KINDS))
+    if type(value) is not TYPES.get(name):
+        names = ", ".join(sorted(TYPES))
         raise argparse.ArgumentTypeError(f"{text} is no setting of a recipe, or not of its type; there are {names}")
     return name, value
 
