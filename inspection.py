@@ -79,9 +79,8 @@ def record(network: nn.Module, batch: int, size: int = 28) -> tuple[Tensor, Tens
     """
     like = next(network.parameters(), torch.zeros(1))
     images = torch.zeros(batch, 1, size, size, device=like.device, dtype=like.dtype)
-    recorder = Recorder(network, images)
     try:
-        with recorder:
+        with Recorder(network, images) as recorder:
             output = network(images)
     except Exception as error:
         raise ValueError(f"the network fails on images of {size} × {size} pixels: {error}") from error
