@@ -140,6 +140,11 @@ TITLES = ABLATIONS | {  # of the recipes that were judged on the test set
     "tiny-970-deskewed": "TinyNet, digits deskewed",
 }
 
+SECOND_LOOKS = {  # whose ideas came after recipes like them had been judged on the test set
+    "one-cycle", "one-cycle-elastic", "one-cycle-deskewed-taught", "small-19778", "small-19778-elastic",
+    "small-9710-short", "small-9710-taught", "small-4962", "fast", "fast-strided", "tiny-2890", "tiny-1937",
+    "tiny-1652-shifts", "tiny-980-batches-of-32", "tiny-980-shifts", "tiny-970-deskewed",
+}  # fmt: skip
 
 # From settings to a training ------------------------------------------------------------------------------------------
 
