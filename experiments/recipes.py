@@ -148,12 +148,13 @@ SECOND_LOOKS = {  # whose ideas came after recipes like them had been judged on 
 
 # From settings to a training ------------------------------------------------------------------------------------------
 
-CHOICES = dict(
+CHOICES = dict(  # what recipes name
     network=vars(networks),
     scheduler=dict(step_lr=StepLR, one_cycle=one_cycle),
     augment=dict(zoom_and_rotation=zoom_and_rotation, random_affine=random_affine),
 )
 TYPES = {name: type(value) for settings in RECIPES.values() for name, value in settings.items()}
+# Settings that a recipe may have, and those that then come with them.
 COMPANIONS = dict(deskew=["learned_ink"], fade_from=["fade_to"], teacher=["teachers", "temperature", "weight"])
 
 

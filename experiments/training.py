@@ -90,23 +90,18 @@ def fading(usual: partial, cycle: OneCycleLR, fade_from: float, fade_to: float) 
 
 
 def distillation(
-    log_probabilities: Tensor,
-    labels: Tensor,
-    soft_targets: Tensor,
-    loss_fn: utils.Loss,
-    temperature: float,
-    weight: float,
+    output: Tensor, labels: Tensor, soft_targets: Tensor, loss_fn: utils.Loss, temperature: float, weight: float
 ) -> Tensor:
-    """Loss of a student that learns from its teachers' log-probabilities, `soft_targets`, as well as from the labels.
+    """Loss of a student's log-probabilities, `output`, by its teachers', `soft_targets`, as well as by the labels.
 
     `weight` times the Kullback-Leibler divergence from the teachers' to the student's probabilities, both softened by
     a `temperature` (times its square, which keeps the gradient's size), plus 1 - `weight` times the labels' `loss_fn`.
     Source: G. Hinton et al., Distilling the Knowledge in a Neural Network, 2015, https://arxiv.org/abs/1503.02531
     """
-    student = F.log_softmax(log_probabilities / temperature, dim=1)
+    student = F.log_softmax(output / temperature, dim=1)
     teacher = F.log_softmax(soft_targets / temperature, dim=1)
     divergence = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
-    return (1 - weight) * loss_fn(log_probabilities, labels) + weight * temperature**2 * divergence
+    return (1 - weight) * loss_fn(output, labels) + weight * temperature**2 * divergence
 
 
 class TaughtLoader(utils.Loader):
