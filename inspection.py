@@ -46,6 +46,8 @@ class Recorder(TorchFunctionMode):
             layer.register_forward_hook(self._leave)
 
     def _enter(self, name: str, *_: object) -> None:
+        if not name.startswith(self.running[-1]):  # a layer in several places, named after the first of them
+            name = f"{self.running[-1]}.{name.split('.')[-1]}"
         self.running.append(name)
 
     def _leave(self, *_: object) -> None:
@@ -121,10 +123,10 @@ def receptive_field(network: nn.Module, size: int = 28) -> tuple[list[dict[str, 
     network = copy.deepcopy(unwrapped(network)).eval()
     image, _, calls = record(network, batch=2, size=size)
     windows, ending = _windows(image, calls)
+    containers = [name for name, layer in network.named_modules() if any(layer.children())]
     rows, r, n, j = [], 1, size, 1
     for call, (k, s, p) in windows:
-        own = not any(network.get_submodule(call.layer).children())
-        name = call.layer if own else f"{call.layer}.{call.function}".strip(".")
+        name = f"{call.layer}.{call.function}".strip(".") if call.layer in containers else call.layer
         row = dict(layer=name, r_in=r, n_in=n, j_in=j, k=k, s=s, p=p)
         r, n, j = r + (k - 1) * j, call.result.shape[-1], j * s
         rows.append(row | dict(r_out=r, n_out=n, j_out=j))

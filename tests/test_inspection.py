@@ -94,6 +94,12 @@ def test_the_receptive_field_of_the_reference_is_its_table():
     assert [" | ".join(map(str, row.values())) for row in rows] == printed
 
 
+def test_a_layer_in_several_places_is_named_after_each():
+    layer = nn.Conv2d(1, 1, 3)
+    rows, _ = receptive_field(nn.Sequential(nn.Sequential(layer, nn.ReLU()), nn.Sequential(layer, nn.ReLU(), layer)))
+    assert [(row["layer"], row["r_out"]) for row in rows] == [("0", 3), ("1.0", 5), ("1.0", 7)]
+
+
 def seen(network: nn.Module, size: int, unit: int) -> tuple[int, int]:
     """First and last input pixel of a row with a non-zero gradient of output `unit` (counted along the same axis)."""
     image = torch.ones(1, 1, size, size, requires_grad=True)
