@@ -114,32 +114,6 @@ ABLATIONS = {  # what is changed of the reference recipe
     "reference-fully-connected": "fully connected layer",
     "reference-no-batch-norm": "no batch normalization, learning rate 0.05",
 }
-TITLES = ABLATIONS | {  # of the recipes that were judged on the test set
-    "reference": "reference recipe",
-    "one-cycle": "Net, one cycle",
-    "one-cycle-elastic": "Net, one cycle, elastic distortion, shifts averaged",
-    "one-cycle-deskewed-taught": "Net, with a large teacher, fading augmentation, deskewed",
-    "large": "LargeNet, a teacher",
-    "small-37986": "SmallNet, the teacher",
-    "small-19778": "SmallNet, with a large teacher, fading augmentation",
-    "small-19778-elastic": "SmallNet, with a large teacher, elastic distortion, shifts averaged",
-    "fast": "FastNet, fading augmentation",
-    "fast-strided": "FastNet with a stride, three epochs",
-    "small-9710": "SmallNet, one cycle",
-    "small-9710-short": "SmallNet, 6 epochs",
-    "small-9710-taught": "SmallNet, with a large teacher, fading augmentation",
-    "small-4962": "SmallNet, with a teacher",
-    "tiny-2890": "TinyNet",
-    "tiny-2442": "TinyNet",
-    "tiny-1937": "TinyNet, learned weighting, with a large teacher",
-    "tiny-1652-shifts": "TinyNet, learned weighting, with a large teacher, batches of 32, shifts averaged",
-    "tiny-1642": "TinyNet",
-    "tiny-980-batches-of-32": "TinyNet, learned weighting, batches of 32",
-    "tiny-980-shifts": "TinyNet, learned weighting, batches of 32, shifts averaged",
-    "tiny-970": "TinyNet",
-    "tiny-970-deskewed": "TinyNet, digits deskewed",
-}
-
 SECOND_LOOKS = {  # whose ideas came after recipes like them had been judged on the test set
     "one-cycle", "one-cycle-elastic", "one-cycle-deskewed-taught", "small-19778", "small-19778-elastic",
     "small-9710-short", "small-9710-taught", "small-4962", "fast", "fast-strided", "tiny-2890", "tiny-1937",

@@ -17,7 +17,7 @@ from scipy import stats
 
 import storage
 from experiments import RESULTS, ROOT
-from experiments.recipes import ABLATIONS, RECIPES, SECOND_LOOKS, TITLES
+from experiments.recipes import ABLATIONS, RECIPES, SECOND_LOOKS
 from experiments.study import Study, change, checked
 from inspection import GOAL
 
@@ -112,8 +112,8 @@ def seeds() -> str:
     rows = []
     for name in set(recorded()) - set(ABLATIONS):
         parameters, epochs = records(name)[0]["parameters"], RECIPES[name]["epochs"]
-        rows.append((-parameters, marked(name), TITLES[name], f"{parameters:,}", epochs, *_spread(finals(name))))
-    return _table(f"recipe | description | parameters: | epochs: | {SPREAD}", (row[1:] for row in sorted(rows)))
+        rows.append((-parameters, marked(name), f"{parameters:,}", epochs, *_spread(finals(name))))
+    return _table(f"recipe | parameters: | epochs: | {SPREAD}", (row[1:] for row in sorted(rows)))
 
 
 def ablations() -> dict[str, list[float]]:
@@ -123,7 +123,7 @@ def ablations() -> dict[str, list[float]]:
     """
     found = {}
     for name in (name for name in ABLATIONS if (RESULTS / "runs" / name).exists()):
-        every, title = finals(name), TITLES[name]
+        every, title = finals(name), ABLATIONS[name]
         learned = [value for value in every if value > 0.5]
         if len(learned) < len(every):
             title += f" ({len(learned)} of {len(every)} seeds learned)"
