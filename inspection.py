@@ -207,10 +207,8 @@ def requirements(network: nn.Module, history: dict[str, list[float]] | None = No
     trial = copy.deepcopy(unwrapped(network)).train()
     for parameter in trial.parameters():
         parameter.requires_grad_()
-    images, output, calls = record(trial, batch=64)
-    if not isinstance(output, Tensor) or output.shape != (len(images), 10):
-        returned = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(f"of 64 images, the network must return scores or log-probabilities [64, 10], not {returned}")
+    _, output, calls = record(trial, batch=64)
+    _check_scores(output, 64)
     normalized = any(call.function == "batch_norm" for call in calls)
     found = [
         _parameters(trial, output),
@@ -226,6 +224,13 @@ def requirements(network: nn.Module, history: dict[str, list[float]] | None = No
         found.insert(0, _checked(final > GOAL, accuracy, "the recipe of beyond.ipynb"))
         found.insert(2, _checked(epochs < EPOCHS, f"epochs: {epochs} < {EPOCHS}", "EPOCHS = 19"))
     return found
+
+
+def _check_scores(output: object, batch: int) -> None:
+    """`ValueError` where the `output` for `batch` images is not [batch, 10]."""
+    returned = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    if returned != [batch, 10]:
+        raise ValueError(f"the network must return scores or log-probabilities [B, 10]; for {batch} images: {returned}")
 
 
 def _checked(met: bool, requirement: str, advice: str) -> tuple[str, str]:
@@ -277,6 +282,7 @@ def _head(calls: list[Call]) -> tuple[str, str]:
 def returns_log_probabilities(network: nn.Module) -> bool:
     """Whether the exponentials of what it returns sum to one, as `F.nll_loss` needs; scores need `F.cross_entropy`."""
     _, output, _ = record(copy.deepcopy(unwrapped(network)).eval(), batch=2)
+    _check_scores(output, 2)
     return torch.allclose(output.exp().sum(1), torch.ones(2, device=output.device), atol=1e-3)
 
 

@@ -71,8 +71,8 @@ def test_looking_leaves_the_network_as_it_was():
 
 WRONG = [
     (nn.Sequential(nn.Flatten(), nn.Linear(1024, 10)), "fails on images of 28 × 28 pixels: mat1 and mat2"),
-    (nn.Conv2d(1, 10, 28), r"\[64, 10\], not \[64, 10, 1, 1\]"),
-    (nn.Sequential(nn.Flatten(), nn.Linear(784, 26)), r"\[64, 10\], not \[64, 26\]"),
+    (nn.Conv2d(1, 10, 28), r"\[B, 10\]; for 64 images: \[64, 10, 1, 1\]"),
+    (nn.Sequential(nn.Flatten(), nn.Linear(784, 26)), r"for 64 images: \[64, 26\]"),
     (nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(10)), "no parameters"),
     (
         torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(784, 10))),
