@@ -3,7 +3,6 @@
 Neither its class nor the names of its layers nor the order in which they were declared matter, only what is called.
 """
 
-import copy
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from storage import unwrapped
+from storage import borrowed, unwrapped
 
 
 class Call(NamedTuple):
@@ -41,9 +40,9 @@ class Recorder(TorchFunctionMode):
         self.calls: list[Call] = []
         self.made = [images]  # of the images
         self.running = [""]  # the names of the modules that run, the innermost last
+        self.hooks = [layer.register_forward_hook(self._leave) for layer in network.modules()]
         for name, layer in network.named_modules():
-            layer.register_forward_pre_hook(partial(self._enter, name))
-            layer.register_forward_hook(self._leave)
+            self.hooks.append(layer.register_forward_pre_hook(partial(self._enter, name)))
 
     def _enter(self, name: str, *_: object) -> None:
         if not name.startswith(self.running[-1]):  # a layer in several places, named after the first of them
@@ -52,6 +51,11 @@ class Recorder(TorchFunctionMode):
 
     def _leave(self, *_: object) -> None:
         self.running.pop()
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        for hook in self.hooks:
+            hook.remove()
 
     def __torch_function__(self, function: Callable, types: object, args: tuple = (), kwargs: dict | None = None):
         result = function(*args, **(kwargs or {}))
@@ -120,10 +124,10 @@ def receptive_field(network: nn.Module, size: int = 28) -> tuple[list[dict[str, 
     Source: A. Araujo et al., Computing Receptive Fields of Convolutional Neural Networks, Distill 2019,
     https://distill.pub/2019/computing-receptive-fields
     """
-    network = copy.deepcopy(unwrapped(network)).eval()
-    image, _, calls = record(network, batch=2, size=size)
+    with borrowed(network, training=False) as trial:
+        image, _, calls = record(trial, batch=2, size=size)
+        containers = [name for name, layer in trial.named_modules() if any(layer.children())]
     windows, ending = _windows(image, calls)
-    containers = [name for name, layer in network.named_modules() if any(layer.children())]
     rows, r, n, j = [], 1, size, 1
     for call, (k, s, p) in windows:
         name = f"{call.layer}.{call.function}".strip(".") if call.layer in containers else call.layer
@@ -148,12 +152,13 @@ def _windows(image: Tensor, calls: list[Call]) -> tuple[list[tuple[Call, tuple[i
         if old := _count(call.inputs(), before):
             meet = old + _count(call.inputs(), now) > 1
             return found, f"{place}, where {'branches meet' if meet else 'another branch begins'}"
-        if call.function == "mean" or any(result.ndim != 4 for result in results):
+        if call.function == "mean" or any(result.ndim < 4 for result in results):
             return found, ""
-        if call.function in POINTWISE:
+        same = all(result.shape == call.inputs()[0].shape for result in results)
+        if call.function in POINTWISE or same and call.function in ("view", "reshape"):
             now += results
             continue
-        window = _window(call, call.inputs()[0].shape[-1])
+        window = _window(call, call.inputs()[0].shape[-1]) if results[0].ndim == 4 else None
         if not window:
             return found, f"{place}, whose receptive field is not known here"
         if window != (1, 1, 0):
@@ -201,21 +206,18 @@ GOAL, BUDGET, EPOCHS = 0.994, 20_000, 20  # test accuracy to exceed; parameters 
 def requirements(network: nn.Module, history: dict[str, list[float]] | None = None) -> list[tuple[str, str]]:
     """What is found of each requirement of the assignment: (mark, text), the mark ✓, ✗, or – for what is optional.
 
-    Read from a training step of a copy of the network, and from the `history` of its training, if there was one.
+    Read from a training step of the network, which is left as it was, and from the `history` of a training, if any.
     Raises `ValueError` for a network that does not return [B, 10] for images [B, 1, 28, 28] or has no parameters.
     """
-    trial = copy.deepcopy(unwrapped(network)).train()
-    for parameter in trial.parameters():
-        parameter.requires_grad_()
-    _, output, calls = record(trial, batch=64)
-    _check_scores(output, 64)
+    with borrowed(network, training=True) as trial:
+        for parameter in trial.parameters():
+            parameter.requires_grad_()
+        _, output, calls = record(trial, batch=64)
+        _check_scores(output, 64)
+        parameters = _parameters(trial, output)
     normalized = any(call.function == "batch_norm" for call in calls)
-    found = [
-        _parameters(trial, output),
-        _checked(normalized, "batch normalization", "nn.BatchNorm2d behind each convolution"),
-        _dropout(calls),
-        _head(calls),
-    ]
+    advice = "nn.BatchNorm2d behind each convolution"
+    found = [parameters, _checked(normalized, "batch normalization", advice), _dropout(calls), _head(calls)]
     if history is not None:
         if not history:
             raise ValueError("the training has not ended: run its cell again")
@@ -281,7 +283,8 @@ def _head(calls: list[Call]) -> tuple[str, str]:
 
 def returns_log_probabilities(network: nn.Module) -> bool:
     """Whether the exponentials of what it returns sum to one, as `F.nll_loss` needs; scores need `F.cross_entropy`."""
-    _, output, _ = record(copy.deepcopy(unwrapped(network)).eval(), batch=2)
+    with borrowed(network, training=False) as trial:
+        _, output, _ = record(trial, batch=2)
     _check_scores(output, 2)
     return torch.allclose(output.exp().sum(1), torch.ones(2, device=output.device), atol=1e-3)
 

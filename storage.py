@@ -80,6 +80,31 @@ def unwrapped(network: nn.Module) -> nn.Module:
     return network.module if isinstance(network, nn.DataParallel) else network
 
 
+@contextmanager
+def borrowed(network: nn.Module, training: bool) -> Iterator[nn.Module]:
+    """The unwrapped network in training or evaluation mode, with fixed random numbers; all is put back afterwards.
+
+    A copy would need none of that, but weights that are computed, as by pruning, cannot be copied.
+    """
+    network = unwrapped(network)
+    modes = [(layer, layer.training) for layer in network.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    states = [(generator, generator.get_rng_state()) for generator in _generators().values()]
+    torch.manual_seed(0)
+    try:
+        yield network.train(training)
+    finally:
+        for layer, mode in modes:
+            layer.training = mode
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        for buffer, values in buffers:
+            buffer.copy_(values)
+        for generator, state in states:
+            generator.set_rng_state(state)
+
+
 def save_weights(network: nn.Module, path: str | Path) -> None:
     """Write the network's weights to `path`; `load_weights` reads them back."""
     buffer = io.BytesIO()
@@ -89,9 +114,12 @@ def save_weights(network: nn.Module, path: str | Path) -> None:
 
 def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
     """Fill `network` with the weights in `path`; `RuntimeError` if they do not fit, and it stays as it was."""
-    weights = load(path)
-    copy.deepcopy(unwrapped(network)).load_state_dict(weights)
-    unwrapped(network).load_state_dict(weights)
+    weights, before = load(path), copy.deepcopy(unwrapped(network).state_dict())
+    try:
+        unwrapped(network).load_state_dict(weights)
+    except RuntimeError:
+        unwrapped(network).load_state_dict(before)
+        raise
     return network
 
 
@@ -127,9 +155,9 @@ def checkpoint_path(
     code, and the loss of the first batch under a fixed seed, which tells another `forward`, initialization,
     augmentation or loss from this one.
     """
-    with _seeded(0):
+    with borrowed(network, training=True) as trial:
         x, y = next(iter(loader))
-        loss = loss_fn(copy.deepcopy(network).train()(x), y).item()
+        loss = loss_fn(trial(x), y).item()
     parts = [settings, str(network), str(optimizer), scheduler, f"{loss:.5g}"]
     identity = hashlib.sha256(json.dumps(parts, sort_keys=True, default=_as_plain_value).encode())
     for module in ("model.py", "utils.py", "onednn.py"):
@@ -185,18 +213,6 @@ def _generators() -> dict[str, ModuleType]:
     """The modules that hold random states: that of the CPU, and that of the accelerator, where there is one."""
     accelerator = [torch.accelerator.current_accelerator().type] if torch.accelerator.is_available() else []
     return {"cpu": torch} | {kind: torch.get_device_module(kind) for kind in accelerator}
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Random numbers of that `seed`; afterwards, those that would have come without it."""
-    states = [(generator, generator.get_rng_state()) for generator in _generators().values()]
-    torch.manual_seed(seed)
-    try:
-        yield
-    finally:
-        for generator, state in states:
-            generator.set_rng_state(state)
 
 
 # Records --------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import networks
 import utils
@@ -61,12 +62,16 @@ def test_requirements_of_a_training_are_those_of_its_history():
 
 def test_looking_leaves_the_network_as_it_was():
     network = Net(0.1).train()
-    network.conv1.requires_grad_(False)
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    requirements(network), receptive_field(network), returns_log_probabilities(network)
+    network.conv1.requires_grad_(False).eval()
+    prune.l1_unstructured(network.conv2[0], "weight", amount=0.5)
+    before, state = {name: value.clone() for name, value in network.state_dict().items()}, torch.get_rng_state()
+    assert requirements(network)[0][1].startswith("parameters: 9,768 <")
+    receptive_field(network), returns_log_probabilities(network)
     assert all(torch.equal(value, network.state_dict()[name]) for name, value in before.items())
-    assert network.training and not any(layer._forward_hooks for layer in network.modules())
+    assert not network.conv1.training and network.conv2.training and torch.equal(torch.get_rng_state(), state)
+    assert [parameter.requires_grad for parameter in network.parameters()] == 3 * [False] + 19 * [True]
     assert all(parameter.grad is None for parameter in network.parameters())
+    assert sum(len(layer._forward_hooks) + len(layer._forward_pre_hooks) for layer in network.modules()) == 1
 
 
 WRONG = [
