@@ -1,6 +1,7 @@
 """What a network does, read from one run of it: its receptive field, and what the assignment asks for.
 
-Neither its class nor the names of its layers nor the order in which they were declared matter, only what is called.
+Neither its class nor the names of its layers nor the order in which they were declared matter, only what is called on
+the way from the images to what it returns.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from storage import borrowed, unwrapped
 
 
 class Call(NamedTuple):
-    """One call of a PyTorch function that takes something made of the images."""
+    """One call of a PyTorch function."""
 
     layer: str  # the innermost module that made it, by its name in the network; "" in the network's own `forward`
     function: str  # `conv2d` is what `nn.Conv2d` calls as well as `F.conv2d`
@@ -31,14 +32,17 @@ class Call(NamedTuple):
         """All tensors that it takes."""
         return _tensors([*self.args, *self.kwargs.values()])
 
+    def outputs(self) -> list[Tensor]:
+        """All tensors that it returns."""
+        return _tensors([self.result])
+
 
 class Recorder(TorchFunctionMode):
-    """While it is active, every call by which `network` goes on from the `images` is added to `calls`."""
+    """While it is active, every call of a PyTorch function by `network` is added to `calls`."""
 
-    def __init__(self, network: nn.Module, images: Tensor) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.calls: list[Call] = []
-        self.made = [images]  # of the images
         self.running = [""]  # the names of the modules that run, the innermost last
         self.hooks = [layer.register_forward_hook(self._leave) for layer in network.modules()]
         for name, layer in network.named_modules():
@@ -60,11 +64,44 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(self, function: Callable, types: object, args: tuple = (), kwargs: dict | None = None):
         result = function(*args, **(kwargs or {}))
         name = getattr(function, "__name__", str(function)).strip("_")  # relu_ is relu, in place
-        call = Call(self.running[-1], name, args, kwargs or {}, result)
-        if _count(call.inputs(), self.made):
-            self.calls.append(call)
-            self.made += _tensors([result])
+        self.calls.append(Call(self.running[-1], name, args, kwargs or {}, result))
         return result
+
+
+class Run(NamedTuple):
+    """What a network did with blank images [B, 1, H, W]."""
+
+    images: Tensor
+    output: object
+    calls: list[Call]  # those that lead from the images to the output, in their order
+    used: set[int]  # the `id` of every tensor that the output depends on
+
+
+def record(network: nn.Module, batch: int, size: int = 28) -> Run:
+    """One run of the `network` on blank images [batch, 1, size, size].
+
+    `ValueError` where it fails, or where its calls cannot be seen, as those of a scripted network.
+    """
+    like = next(network.parameters(), torch.zeros(1))
+    images = torch.zeros(batch, 1, size, size, device=like.device, dtype=like.dtype)
+    try:
+        with Recorder(network) as recorder:
+            output = network(images)
+    except Exception as error:
+        raise ValueError(f"the network fails on images {list(images.shape)}: {error}") from error
+    used, made, calls = _ids(_tensors([output])), {id(images)}, []
+    for call in reversed(recorder.calls):
+        if used & _ids(call.outputs()):
+            used |= _ids(call.inputs())
+            calls.insert(0, call)
+    if isinstance(output, Tensor) and id(images) not in used:
+        raise ValueError("what the network does cannot be seen; is it scripted?")
+    for call in [*calls]:
+        if made & _ids(call.inputs()):
+            made |= _ids(call.outputs())
+        else:
+            calls.remove(call)
+    return Run(images, output, calls, used)
 
 
 def _tensors(values: list[object]) -> list[Tensor]:
@@ -73,26 +110,8 @@ def _tensors(values: list[object]) -> list[Tensor]:
     return [tensor for values in lists for tensor in values if isinstance(tensor, Tensor)]
 
 
-def _count(tensors: list[Tensor], among: list[Tensor]) -> int:
-    """How many of the `tensors` are `among` others."""
-    return sum(any(tensor is other for other in among) for tensor in tensors)
-
-
-def record(network: nn.Module, batch: int, size: int = 28) -> tuple[Tensor, Tensor, list[Call]]:
-    """Blank images [batch, 1, size, size], what the `network` makes of them, and the calls in between.
-
-    `ValueError` where it fails, or where its calls cannot be seen, as those of a scripted network.
-    """
-    like = next(network.parameters(), torch.zeros(1))
-    images = torch.zeros(batch, 1, size, size, device=like.device, dtype=like.dtype)
-    try:
-        with Recorder(network, images) as recorder:
-            output = network(images)
-    except Exception as error:
-        raise ValueError(f"the network fails on images of {size} × {size} pixels: {error}") from error
-    if isinstance(output, Tensor) and not _count([output], recorder.made):
-        raise ValueError("what the network does cannot be seen; is it scripted?")
-    return images, output, recorder.calls
+def _ids(tensors: list[Tensor]) -> set[int]:
+    return {id(tensor) for tensor in tensors}
 
 
 # Receptive field ------------------------------------------------------------------------------------------------------
@@ -104,9 +123,11 @@ relu relu6 leaky_relu prelu rrelu elu selu celu gelu silu mish hardswish hardtan
 sigmoid log_sigmoid threshold hardshrink softshrink tanhshrink softmax log_softmax
 batch_norm instance_norm group_norm layer_norm local_response_norm normalize
 dropout dropout1d dropout2d alpha_dropout feature_alpha_dropout feature_dropout
-add sub rsub mul div rdiv neg abs pow square sqrt exp log clamp clip maximum minimum where
+add sub rsub mul div rdiv neg abs pow square sqrt exp log clamp clamp_min clamp_max clip maximum minimum where
 cat chunk split contiguous clone detach to type float half
 """.split()
+# Functions that may move channels, and leave every pixel where it is if they leave the last two sizes as they are.
+REARRANGING = "view", "reshape", "unflatten", "transpose", "mean"
 
 
 def receptive_field(network: nn.Module, size: int = 28) -> tuple[list[dict[str, str | int]], str]:
@@ -125,9 +146,9 @@ def receptive_field(network: nn.Module, size: int = 28) -> tuple[list[dict[str, 
     https://distill.pub/2019/computing-receptive-fields
     """
     with borrowed(network, training=False) as trial:
-        image, _, calls = record(trial, batch=2, size=size)
+        run = record(trial, batch=2, size=size)
         containers = [name for name, layer in trial.named_modules() if any(layer.children())]
-    windows, ending = _windows(image, calls)
+    windows, ending = _windows(run)
     rows, r, n, j = [], 1, size, 1
     for call, (k, s, p) in windows:
         name = f"{call.layer}.{call.function}".strip(".") if call.layer in containers else call.layer
@@ -141,29 +162,31 @@ def receptive_field(network: nn.Module, size: int = 28) -> tuple[list[dict[str, 
     return rows, ending
 
 
-def _windows(image: Tensor, calls: list[Call]) -> tuple[list[tuple[Call, tuple[int, int, int]]], str]:
+def _windows(run: Run) -> tuple[list[tuple[Call, tuple[int, int, int]]], str]:
     """The calls through whose windows (k, s, p) the image goes, one after the other, and what ends them early."""
-    found, before, now = [], [], [image]  # tensors made of the image: behind earlier windows, and behind the last one
-    for call in calls:
-        results = _tensors([call.result])
-        if not results:
-            continue  # it only asks, as for the size of the image
+    found, padding = [], 0
+    before, now = set(), {id(run.images)}  # the tensors behind earlier windows, and those behind the last one
+    for number, call in enumerate(run.calls):
         place = f"the table ends at {call.function} in {call.layer or 'forward'}"
-        if old := _count(call.inputs(), before):
-            meet = old + _count(call.inputs(), now) > 1
+        inputs, x, results = _ids(call.inputs()), call.inputs()[0], call.outputs()
+        if inputs & before:
+            meet = len(inputs & (before | now)) > 1
             return found, f"{place}, where {'branches meet' if meet else 'another branch begins'}"
-        if call.function == "mean" or any(result.ndim < 4 for result in results):
-            return found, ""
-        same = all(result.shape == call.inputs()[0].shape for result in results)
-        if call.function in POINTWISE or same and call.function in ("view", "reshape"):
-            now += results
+        if call.function in POINTWISE or call.function in REARRANGING and results[0].shape[-2:] == x.shape[-2:]:
+            now |= _ids(results)
             continue
-        window = _window(call, call.inputs()[0].shape[-1]) if results[0].ndim == 4 else None
+        window = _window(call, x.shape[-1]) if results[0].ndim == 4 else None
         if not window:
-            return found, f"{place}, whose receptive field is not known here"
-        if window != (1, 1, 0):
-            found.append((call, window))
-        before, now = before + now, results
+            images = [y for later in run.calls[number:] for y in later.outputs() if y.ndim > 3]
+            ended = all(y.shape[-2:].numel() == 1 for y in images)
+            return found, "" if ended else f"{place}, whose receptive field is not known here"
+        k, s, p = window
+        if call.function == "pad":
+            padding += p  # counts as the next window's
+        elif window != (1, 1, 0):
+            found.append((call, (k, s, p + padding)))
+            padding = 0
+        before, now = before | now, _ids(results)
     return found, ""
 
 
@@ -210,14 +233,14 @@ def requirements(network: nn.Module, history: dict[str, list[float]] | None = No
     Raises `ValueError` for a network that does not return [B, 10] for images [B, 1, 28, 28] or has no parameters.
     """
     with borrowed(network, training=True) as trial:
-        for parameter in trial.parameters():
-            parameter.requires_grad_()
-        _, output, calls = record(trial, batch=64)
-        _check_scores(output, 64)
-        parameters = _parameters(trial, output)
-    normalized = any(call.function == "batch_norm" for call in calls)
+        run = record(trial, batch=64)
+        _check_scores(run.output, 64)
+        parameters = _parameters(trial, run.used)
+    normalized = any(call.function == "batch_norm" for call in run.calls)
     advice = "nn.BatchNorm2d behind each convolution"
-    found = [parameters, _checked(normalized, "batch normalization", advice), _dropout(calls), _head(calls)]
+    found = [parameters, _checked(normalized, "batch normalization", advice), _dropout(run.calls), _head(run.calls)]
+    if run.output.min() >= 0 and _sums_to_one(run.output):
+        found.append(("✗", "returns probabilities; try F.log_softmax in place of softmax, or scores"))
     if history is not None:
         if not history:
             raise ValueError("the training has not ended: run its cell again")
@@ -239,23 +262,26 @@ def _checked(met: bool, requirement: str, advice: str) -> tuple[str, str]:
     return ("✓", requirement) if met else ("✗", f"{requirement}; try {advice}")
 
 
-def _parameters(trial: nn.Module, output: Tensor) -> tuple[str, str]:
-    """Those on which the `output` depends are counted; the others are named."""
+def _parameters(trial: nn.Module, used: set[int]) -> tuple[str, str]:
+    """Those `used` are counted, the others named."""
     parameters = dict(trial.named_parameters())
     if not parameters:
         raise ValueError("the network has no parameters that training could change")
-    gradients = torch.autograd.grad(output.sum(), list(parameters.values()), allow_unused=True)
-    unused = [name for name, gradient in zip(parameters, gradients) if gradient is None]
-    count = sum(parameter.numel() for name, parameter in parameters.items() if name not in unused)
+    unused = [name for name, parameter in parameters.items() if id(parameter) not in used]
+    rest = sum(parameters[name].numel() for name in unused)
+    count = sum(parameter.numel() for parameter in parameters.values()) - rest
     text = f"parameters: {count:,} < {BUDGET:,}"
     if unused:
-        text += f", besides {sum(parameters[name].numel() for name in unused):,} never used ({', '.join(unused)})"
+        text += f", besides {rest:,} never used ({', '.join(unused)})"
     return _checked(count < BUDGET, text, "fewer channels")
 
 
 def _dropout(calls: list[Call]) -> tuple[str, str]:
     dropouts = [call for call in calls if "dropout" in call.function]
-    rates = {call.argument(1, "p", 0.5) for call in dropouts if call.argument(2, "training", True)}
+    rates = set()
+    for call in dropouts:
+        if call.argument(2, "training", call.kwargs.get("train", True)):
+            rates.add(call.argument(1, "p", 0.5))
     active = " and ".join(f"{rate:g}" for rate in sorted(rates) if rate > 0)
     if dropouts and not active:
         return "–", "dropout: layers present, rate 0: inactive"
@@ -272,7 +298,7 @@ def _head(calls: list[Call]) -> tuple[str, str]:
         averages = call.function == "mean" or "avg_pool" in call.function
         if averages and x.shape[:2] == y.shape[:2] and x.shape[:2].numel() == y.numel() < x.numel():
             used.append("global average pooling")
-        if call.function == "linear" and x.ndim == 2:
+        if call.function in ("linear", "matmul", "addmm") and x.ndim == 2:
             used.append("fully connected layer")
     found = " and ".join(dict.fromkeys(used)) or "neither"
     return "–", f"global average pooling or fully connected layer, optional: {found}"
@@ -282,16 +308,24 @@ def _head(calls: list[Call]) -> tuple[str, str]:
 
 
 def returns_log_probabilities(network: nn.Module) -> bool:
-    """Whether the exponentials of what it returns sum to one, as `F.nll_loss` needs; scores need `F.cross_entropy`."""
-    with borrowed(network, training=False) as trial:
-        _, output, _ = record(trial, batch=2)
-    _check_scores(output, 2)
-    return torch.allclose(output.exp().sum(1), torch.ones(2, device=output.device), atol=1e-3)
+    """Whether, in training, the exponentials of what it returns sum to one, as `F.nll_loss` needs.
+
+    Scores need `F.cross_entropy`. `ValueError` where it does not return [B, 10].
+    """
+    with borrowed(network, training=True) as trial:
+        output = record(trial, batch=64).output
+    _check_scores(output, 64)
+    return _sums_to_one(output.exp())
+
+
+def _sums_to_one(values: Tensor) -> bool:
+    sums = values.sum(1)
+    return torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
 
 
 @torch.no_grad()
 def feature_maps(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """The feature maps [C, H, W] of one image x [1, 1, 28, 28] behind every block with a convolution, as they run.
+    """The feature maps [C, H, W] of the first of some images x [B, 1, 28, 28] behind every block with a convolution.
 
     Blocks are the outermost modules that return feature maps; a single one is opened.
     """
@@ -307,10 +341,12 @@ def feature_maps(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
         for name, layer in network.named_modules()
         if name and any(isinstance(part, nn.Conv2d) for part in layer.modules())
     ]
-    handles = [layer.register_forward_hook(partial(keep, name)) for name, layer in convolutional]
-    network.eval()(x)
-    for handle in handles:
-        handle.remove()
+    hooks = [layer.register_forward_hook(partial(keep, name)) for name, layer in convolutional]
+    try:
+        network.eval()(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
     while True:
         blocks = [name for name in maps if not any(name.startswith(f"{other}.") for other in maps)]
         if len(blocks) != 1 or len(maps) == 1:

@@ -88,7 +88,6 @@ def borrowed(network: nn.Module, training: bool) -> Iterator[nn.Module]:
     """
     network = unwrapped(network)
     modes = [(layer, layer.training) for layer in network.modules()]
-    flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
     buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
     states = [(generator, generator.get_rng_state()) for generator in _generators().values()]
     torch.manual_seed(0)
@@ -97,8 +96,6 @@ def borrowed(network: nn.Module, training: bool) -> Iterator[nn.Module]:
     finally:
         for layer, mode in modes:
             layer.training = mode
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
         for buffer, values in buffers:
             buffer.copy_(values)
         for generator, state in states:
@@ -123,17 +120,17 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
     return network
 
 
-def hyperparameters(names: dict[str, object]) -> dict[str, int | float]:
-    """The numbers among a notebook's `names` in upper case, by the names in lower case, as a record holds them.
+def hyperparameters(names: dict[str, object]) -> dict[str, int | float | str]:
+    """The numbers and strings among a notebook's `names` in upper case, by the names in lower case.
 
-    `TypeError` for a string, as papermill makes one of 1e-1.
+    `TypeError` for a number that is a string, as papermill makes one of 1e-1.
     """
     found = {}
     for name, value in names.items():
-        if name.isupper() and isinstance(value, str):
-            raise TypeError(f"{name} must be a number, not {value!r}; write 0.1 in place of 1e-1")
-        if name.isupper() and isinstance(value, Real):
+        if name.isupper() and isinstance(value, Real | str):
             found[name.lower()] = value.item() if hasattr(value, "item") else value  # numpy's become Python's
+        if name.isupper() and isinstance(value, str) and re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", value, re.IGNORECASE):
+            raise TypeError(f"{name} must be a number, not {value!r}; write 0.1 in place of 1e-1")
     return found
 
 
@@ -152,13 +149,17 @@ def checkpoint_path(
     """`path`-<8 hex digits>.pt, the digits a hash of what decides the run: another run is another file.
 
     That is the `settings` (plain values), network, optimizer and scheduler as they say what they are, the lesson's
-    code, and the loss of the first batch under a fixed seed, which tells another `forward`, initialization,
+    code, and loss and gradient of the first batch under a fixed seed, which tell another `forward`, initialization,
     augmentation or loss from this one.
     """
     with borrowed(network, training=True) as trial:
         x, y = next(iter(loader))
-        loss = loss_fn(trial(x), y).item()
-    parts = [settings, str(network), str(optimizer), scheduler, f"{loss:.5g}"]
+        loss = loss_fn(trial(x), y)
+        trained = [parameter for parameter in trial.parameters() if parameter.requires_grad]
+        gradients = torch.autograd.grad(loss, trained, allow_unused=True)
+    size = sum(gradient.norm().item() for gradient in gradients if gradient is not None)
+    groups = [len(group["params"]) for group in optimizer.param_groups]
+    parts = [settings, str(network), str(optimizer), groups, scheduler, f"{loss.item():.5g}", f"{size:.4g}"]
     identity = hashlib.sha256(json.dumps(parts, sort_keys=True, default=_as_plain_value).encode())
     for module in ("model.py", "utils.py", "onednn.py"):
         identity.update((CODE / module).read_bytes())
@@ -166,11 +167,13 @@ def checkpoint_path(
 
 
 def _as_plain_value(part: object) -> object:
-    """A scheduler by its attributes, a function by its code, anything else by its class."""
+    """A scheduler by its attributes, a function of the epoch by its values, anything else by its class."""
     if isinstance(part, LRScheduler):
         return vars(part)
-    code = getattr(part, "__code__", None)
-    return [code.co_code.hex(), str(code.co_consts)] if code else type(part).__name__
+    if callable(part):
+        with suppress(Exception):  # it may take something else
+            return [float(part(epoch)) for epoch in range(20)]
+    return type(part).__name__
 
 
 def resume(checkpoint: str | Path | None, *parts: nn.Module | Optimizer | LRScheduler | None) -> dict:

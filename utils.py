@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from operator import length_hint
 from pathlib import Path
 
 import torch
@@ -200,20 +201,23 @@ def step_epoch(scheduler: LRScheduler | None, loss: float, accuracy: float) -> N
 
 
 @torch.no_grad()
-def predict(network: nn.Module, images: Tensor, batch_size: int = 250) -> Tensor:
-    """Log-probabilities [N, 10] of uint8 images [N, 28, 28], in their order, with the network in evaluation mode.
-
-    Log-softmax turns scores into log-probabilities, and leaves log-probabilities as they are.
-    """
+def run(network: nn.Module, images: Tensor, batch_size: int = 250) -> Tensor:
+    """What the network returns in evaluation mode, [N, 10], for uint8 images [N, 28, 28], in their order."""
     network.eval()
-    return torch.cat([F.log_softmax(network(normalize(batch)), dim=1) for batch in images.split(batch_size)])
+    return torch.cat([network(normalize(batch)) for batch in images.split(batch_size)])
 
 
-def evaluate(network: nn.Module, images: Tensor, labels: Tensor, loss_fn: Loss = F.nll_loss) -> tuple[float, float]:
-    """(loss, accuracy) over all images, without augmentation; `loss_fn` takes log-probabilities [N, 10] and labels."""
-    log_probabilities = predict(network, images)
-    correct = (log_probabilities.argmax(1) == labels).sum().item()
-    return loss_fn(log_probabilities, labels).item(), correct / len(images)
+def predict(network: nn.Module, images: Tensor) -> Tensor:
+    """Log-probabilities [N, 10] of uint8 images [N, 28, 28]: log-softmax makes them of scores, or leaves them."""
+    return F.log_softmax(run(network, images), dim=1)
+
+
+def evaluate(
+    network: nn.Module, images: Tensor, labels: Tensor, loss_fn: Loss = F.cross_entropy
+) -> tuple[float, float]:
+    """(loss, accuracy) over all images, without augmentation."""
+    output = run(network, images)
+    return loss_fn(output, labels).item(), (output.argmax(1) == labels).sum().item() / len(images)
 
 
 def fit(
@@ -235,7 +239,7 @@ def fit(
     history = storage.resume(checkpoint, network, optimizer, scheduler)
     for epoch in range(len(history["seconds"]) + 1, epochs + 1):
         start, results = time.perf_counter(), dict(learning_rate=float(optimizer.param_groups[0]["lr"]))
-        batches = tqdm(loader, f"epoch {epoch}", leave=False)
+        batches = tqdm(iter(loader), f"epoch {epoch}", length_hint(loader) or None, leave=False)
         train_loss, train_accuracy = train_epoch(blocked(network), batches, loss_fn, optimizer, scheduler)
         step_epoch(scheduler, train_loss, train_accuracy)
         test_loss, test_accuracy = evaluate(network, *test, loss_fn)

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torch.optim.lr_scheduler import ExponentialLR, LambdaLR, StepLR
 
 import storage
@@ -75,9 +74,21 @@ class Quieter(Net):
 
 
 def otherwise_initialized() -> Net:
+    """Only the scale differs, which batch normalization hides from the output."""
     network = Net()
-    nn.init.kaiming_normal_(network.conv1[0].weight)
+    with torch.no_grad():
+        network.conv1[0].weight *= 2
     return network
+
+
+def partly_frozen() -> Net:
+    network = Net()
+    network.conv1.requires_grad_(False)
+    return network
+
+
+def falling(rate: float):
+    return lambda optimizer: LambdaLR(optimizer, lambda epoch: sum(rate**n for n in range(epoch + 1)))
 
 
 IMAGES = torch.arange(7840).mul(7).remainder(256).to(torch.uint8).view(10, 28, 28)
@@ -88,13 +99,14 @@ OTHER = [
     dict(loss_fn=partial(F.cross_entropy, label_smoothing=0.1)),
     dict(make=Quieter),
     dict(make=otherwise_initialized),
+    dict(make=partly_frozen),
     dict(make=lambda: Net(0.1)),
     dict(augment=partial(utils.augment, zoom_probability=0.1, max_degrees=16)),
     dict(augment=lambda images: images.flip(2)),
     dict(schedule=lambda optimizer: StepLR(optimizer, 6)),
     dict(schedule=lambda optimizer: ExponentialLR(optimizer, 0.9)),
-    dict(schedule=lambda optimizer: LambdaLR(optimizer, lambda epoch: 1 / (epoch + 1))),
-    dict(schedule=lambda optimizer: LambdaLR(optimizer, lambda epoch: 1 / (epoch + 2))),
+    dict(schedule=falling(0.5)),
+    dict(schedule=falling(0.4)),
 ]
 
 
@@ -102,7 +114,7 @@ def test_another_training_has_another_file_and_the_same_one_its_own(tmp_path, mo
     usual = path()
     assert len({usual, *(path(**other) for other in OTHER)}) == len(OTHER) + 1
     assert [path(**same) for same in SAME] == 2 * [usual]
-    assert path(**OTHER[-1]) == path(**OTHER[-1]) and usual.match("runs/run-????????.pt")
+    assert path(schedule=falling(0.4)) == path(**OTHER[-1]) and usual.match("runs/run-????????.pt")
     for module in ("model.py", "utils.py", "onednn.py"):
         (tmp_path / module).write_text("# edited", encoding="utf-8")
     monkeypatch.setattr(storage, "CODE", tmp_path)
@@ -110,8 +122,8 @@ def test_another_training_has_another_file_and_the_same_one_its_own(tmp_path, mo
 
 
 def test_hyperparameters_are_the_numbers_in_upper_case():
-    names = dict(SEED=1, RATE=np.float64(0.1), COUNT=np.int64(7), RUNS=Path("runs"), device="cpu", Net=Net)
-    assert json.dumps(storage.hyperparameters(names)) == '{"seed": 1, "rate": 0.1, "count": 7}'
+    names = dict(SEED=1, RATE=np.float64(0.1), COUNT=np.int64(7), NORM="bn", RUNS=Path("runs"), device="cpu", Net=Net)
+    assert json.dumps(storage.hyperparameters(names)) == '{"seed": 1, "rate": 0.1, "count": 7, "norm": "bn"}'
     with pytest.raises(TypeError, match="RATE must be a number, not '1e-1'"):
         storage.hyperparameters(dict(RATE="1e-1"))
 

@@ -21,9 +21,10 @@ GAP, LINEAR, NEITHER = "global average pooling", "fully connected layer", "neith
 KNOWN = {  # network: marks of batch normalization and dropout, parameters used, head, the receptive field of its layers
     "Net(0.1)": ("✓✓", 9_768, GAP, [3, 5, 7, 8, 12, 16, 20, 28]),
     "networks.Loop(8, 16, 16)": ("✓✗", 5_098, NEITHER, [3, 4, 8, 10, 18, 22, 38]),
-    "networks.Padded()": ("✗✓", 4_610, LINEAR, [1, 3, 3, 7, 7, 11, 13]),
+    "networks.Padded()": ("✗✓", 4_610, LINEAR, [3, 7, 11, 13]),
     "networks.Squeezed()": ("✓✗", 457, f"{GAP} and {LINEAR}", [3]),
     "networks.Perceptron()": ("✓✓", 12_762, LINEAR, []),
+    "networks.Careless()": ("✗✗", 4_060, NEITHER, [3, 5, 7, 27]),
     "networks.factory(8)": ("✗–", 939, GAP, [5, 9, 25, 29]),
 }
 
@@ -46,7 +47,8 @@ def test_requirements_are_what_a_training_step_does(text):
     (counted, count), (normalized, _), (dropped, _), (optional, found) = requirements(made(text))
     assert counted + optional == "✓–" and normalized + dropped == marks
     assert count.startswith(f"parameters: {parameters:,} < 20,000") and found.endswith(f": {head}")
-    assert ("besides 40 never used (forgotten.weight, forgotten.bias)" in count) == ("Perceptron" in text)
+    unused = dict(Perceptron="40 never used (forgotten.weight, forgotten.bias)", Careless="16 never used (norm.")
+    assert [name for name, words in unused.items() if words in count] == [name for name in unused if name in text]
 
 
 def test_requirements_of_a_training_are_those_of_its_history():
@@ -58,6 +60,11 @@ def test_requirements_of_a_training_are_those_of_its_history():
     assert requirements(nn.Sequential(nn.Flatten(), nn.Linear(784, 30), nn.Linear(30, 10)))[0][0] == "✗"
     with pytest.raises(ValueError, match="has not ended"):
         requirements(Net(), {})
+
+
+def test_probabilities_are_no_scores():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.Softmax(1))
+    assert requirements(network)[-1] == ("✗", "returns probabilities; try F.log_softmax in place of softmax, or scores")
 
 
 def test_looking_leaves_the_network_as_it_was():
@@ -75,7 +82,7 @@ def test_looking_leaves_the_network_as_it_was():
 
 
 WRONG = [
-    (nn.Sequential(nn.Flatten(), nn.Linear(1024, 10)), "fails on images of 28 × 28 pixels: mat1 and mat2"),
+    (nn.Sequential(nn.Flatten(), nn.Linear(1024, 10)), r"fails on images \[64, 1, 28, 28\]: mat1 and mat2"),
     (nn.Conv2d(1, 10, 28), r"\[B, 10\]; for 64 images: \[64, 10, 1, 1\]"),
     (nn.Sequential(nn.Flatten(), nn.Linear(784, 26)), r"for 64 images: \[64, 26\]"),
     (nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(10)), "no parameters"),

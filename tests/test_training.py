@@ -72,7 +72,7 @@ def test_scores_are_evaluated_as_the_log_probabilities_that_they_mean(small):
     log_probabilities = utils.predict(network, images)
     torch.testing.assert_close(log_probabilities, network(utils.normalize(images)).log_softmax(1))
     assert torch.equal(utils.predict(Net(), images).exp().sum(1).round(decimals=5), torch.ones(500))
-    loss, _ = utils.evaluate(network, images, labels, F.cross_entropy)
+    loss, _ = utils.evaluate(network, images, labels)
     assert loss == pytest.approx(F.nll_loss(log_probabilities, labels).item(), rel=1e-5)
 
 
@@ -81,6 +81,17 @@ def test_the_test_loss_is_of_the_training_losss_kind(small):
     _, history = fit(*small, epochs=1, network=Scores(), loss_fn=smooth)
     floor = -(0.55 * math.log(0.55) + 9 * 0.05 * math.log(0.05))  # of a perfect prediction
     assert min(history["train_loss"] + history["test_loss"]) > floor
+
+
+def test_any_loss_of_what_the_network_returns_is_evaluated(small):
+    images, labels = small[1]
+
+    def squared(output, y):
+        return F.mse_loss(output, F.one_hot(y, 10).float())
+
+    network = Scores().eval()
+    expected = (network(utils.normalize(images)) - F.one_hot(labels, 10)).square().mean().item()
+    assert utils.evaluate(network, images, labels, squared)[0] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("rate, network", [(0.1, Scores()), (1e38, Net())], ids=["scores", "a rate too high"])
@@ -128,8 +139,16 @@ def test_any_iterable_of_batches_is_a_loader(small):
     images, labels = small[0]
     network, optimizer, scheduler, _ = start(small[0])
     x = utils.normalize(images)
-    batches = DataLoader(TensorDataset(x, labels), batch_size=128)
+    iterations = []
+
+    class Counted(DataLoader):
+        def __iter__(self):
+            iterations.append(len(self))
+            return super().__iter__()
+
+    batches = Counted(TensorDataset(x, labels), batch_size=128)
     history = utils.fit(network, optimizer, scheduler, batches, small[1], 1)
+    assert len(iterations) == 1
     network, optimizer, scheduler, _ = start(small[0])
     expected = utils.fit(network, optimizer, scheduler, list(zip(x.split(128), labels.split(128))), small[1], 1)
     assert history["train_loss"] == expected["train_loss"] and history["train_loss"][0] < 2.3
