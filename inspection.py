@@ -74,6 +74,7 @@ class Run(NamedTuple):
     images: Tensor
     output: object
     calls: list[Call]  # those that lead from the images to the output, in their order
+    called: set[str]  # all functions, also those whose results are not used
     used: set[int]  # the `id` of every tensor that the output depends on
 
 
@@ -101,7 +102,7 @@ def record(network: nn.Module, batch: int, size: int = 28) -> Run:
             made |= _ids(call.outputs())
         else:
             calls.remove(call)
-    return Run(images, output, calls, used)
+    return Run(images, output, calls, {call.function for call in recorder.calls}, used)
 
 
 def _tensors(values: list[object]) -> list[Tensor]:
@@ -236,9 +237,7 @@ def requirements(network: nn.Module, history: dict[str, list[float]] | None = No
         run = record(trial, batch=64)
         _check_scores(run.output, 64)
         parameters = _parameters(trial, run.used)
-    normalized = any(call.function == "batch_norm" for call in run.calls)
-    advice = "nn.BatchNorm2d behind each convolution"
-    found = [parameters, _checked(normalized, "batch normalization", advice), _dropout(run.calls), _head(run.calls)]
+    found = [parameters, _batch_normalization(run), _dropout(run), _head(run.calls)]
     if run.output.min() >= 0 and _sums_to_one(run.output):
         found.append(("✗", "returns probabilities; try F.log_softmax in place of softmax, or scores"))
     if history is not None:
@@ -276,16 +275,30 @@ def _parameters(trial: nn.Module, used: set[int]) -> tuple[str, str]:
     return _checked(count < BUDGET, text, "fewer channels")
 
 
-def _dropout(calls: list[Call]) -> tuple[str, str]:
-    dropouts = [call for call in calls if "dropout" in call.function]
+def _batch_normalization(run: Run) -> tuple[str, str]:
+    if any(call.function == "batch_norm" for call in run.calls):
+        return "✓", "batch normalization"
+    if "batch_norm" in run.called:
+        return "–", "batch normalization: called, but its result is not used"
+    return "✗", "no batch normalization; try nn.BatchNorm2d behind each convolution"
+
+
+def _dropout(run: Run) -> tuple[str, str]:
+    """Layers and functions, and what is inside recurrent layers."""
     rates = set()
-    for call in dropouts:
-        if call.argument(2, "training", call.kwargs.get("train", True)):
+    for call in run.calls:
+        if "dropout" in call.function and call.argument(2, "training", call.kwargs.get("train", True)):
             rates.add(call.argument(1, "p", 0.5))
+        if call.function in ("lstm", "gru") and call.args[6]:
+            rates.add(call.args[5])
     active = " and ".join(f"{rate:g}" for rate in sorted(rates) if rate > 0)
-    if dropouts and not active:
+    if active:
+        return "✓", f"dropout, at a rate of {active}"
+    if any("dropout" in call.function for call in run.calls):
         return "–", "dropout: layers present, rate 0: inactive"
-    return _checked(bool(active), f"dropout, at a rate of {active or 'none'}", "nn.Dropout2d(0.05)")
+    if any("dropout" in function for function in run.called):
+        return "–", "dropout: called, but its result is not used"
+    return "✗", "no dropout; try nn.Dropout2d(0.05)"
 
 
 def _head(calls: list[Call]) -> tuple[str, str]:
