@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 from scipy import stats
 from torch import Tensor
@@ -86,17 +87,22 @@ KINDS = {  # how a network was trained → marker, size, color, fill; the hollow
 
 
 def _label(axes: Axes, points: list[tuple[str, float, float, float]]) -> None:
-    """Write each (text, x, y, deviation) at the first place around its point where it covers no point and no text."""
+    """Write each (text, x, y, deviation) at the first place around its point where it covers no point and no text.
+
+    A thin line leads from the text to its point.
+    """
     axes.figure.draw_without_rendering()  # only now is known where the points are, in pixels
     taken = []
     for _, x, y, deviation in points:
         (x0, y0), (_, y1) = axes.transData.transform([(x, y - deviation), (x, y + deviation)])
         taken.append(Bbox([(x0 - 10, y0 - 10), (x0 + 10, y1 + 10)]))
-    centered = dict(textcoords="offset points", va="center", fontsize=10)
+    line = dict(arrowstyle="-", color=GRAY, linewidth=0.8, shrinkA=0, shrinkB=4)
+    look = dict(textcoords="offset points", va="center", fontsize=10, arrowprops=line)
     for text, x, y, _ in points:
         for dy, dx in product((0, 10, -10, 20, -20, 30, -30, 40, -40), (9, -9)):
-            note = axes.annotate(text, (x, y), (dx, dy), ha="left" if dx > 0 else "right", **centered)
-            box = note.get_window_extent()
+            note = axes.annotate(text, (x, y), (dx, dy), ha="left" if dx > 0 else "right", **look)
+            note.get_window_extent()  # of text and line, which puts both in place
+            box = Text.get_window_extent(note)
             if box.x0 > axes.bbox.x0 and box.x1 < axes.bbox.x1 and not box.count_overlaps(taken):
                 break
             note.remove()
