@@ -11,6 +11,10 @@ from skimage.measure import label, regionprops
 from own_digit.picture import SIDE, bounding_box, shrink
 
 COLORED = 0.05  # differences in color above this deserve looks at single colors
+COLORED_PAPER = 0.15
+TABLE = 0.6  # share of the picture's border: what covers more is no digit
+DISC = 0.4  # of the longer side, depth
+FLAT = 4  # width to height
 FAINTEST = 0.04  # least contrast of ink and paper, of that between black and white
 
 
@@ -32,9 +36,10 @@ def find_digit(picture: Image.Image, *looks: int) -> Found | None:
     the paper is lit evenly or not.
     """
     colors = np.moveaxis(shrink(picture), 2, 0)
-    lights = [colors.max(0), 1 - colors.min(0), *colors, *(1 - colors)]
+    lights = [colors.max(0), 1 - colors.min(0), colors.min(0), 1 - colors.max(0), *colors, *(1 - colors)]
     colored = np.ptp(colors - colors.mean(0), axis=(1, 2)).max() > COLORED
-    looks = looks or range(len(lights) if colored else 2)
+    colored_paper = np.ptp(np.median(colors, axis=(1, 2))) > COLORED_PAPER
+    looks = looks or range(len(lights) if colored_paper else 4 if colored else 2)
     found = [(look, find_ink(lights[look], evenly)) for look in looks for evenly in (True, False)]
     found = [candidate._replace(look=look) for look, candidate in found if candidate]
     return max(found, key=lambda candidate: candidate.likeness * candidate.contrast, default=None)
@@ -49,7 +54,8 @@ def find_ink(light: np.ndarray, evenly: bool) -> Found | None:
     if evenly:
         paper = np.median(light[light >= threshold_otsu(light)])
     else:
-        paper = ndimage.gaussian_filter(ndimage.grey_closing(light, SIDE // 3), SIDE / 50)
+        filled = ndimage.grey_closing(light, SIDE // 3)
+        paper = np.minimum(filled, ndimage.gaussian_filter(filled, SIDE / 50))
     ink = np.clip(paper - light, 0, None)
     mask = ink > max(threshold_otsu(ink), 0.04)
     if not 0 < mask.mean() < 0.8:
@@ -67,6 +73,8 @@ def find_ink(light: np.ndarray, evenly: bool) -> Found | None:
     main = max(parts, key=_reach)
     # what is thicker than the pen and not slim is a blot, a hole or a shadow
     pen = [part for part in parts if part.intensity_max <= max(1.5 * main.intensity_max, 0.2 * max(part.image.shape))]
+    pen = [part for part in pen if part is main or not _is_hole(part, main)]
+    pen = [part for part in pen if not _underlines(part, [other for other in pen if other is not part])]
     digit = np.isin(regions, [part.label for part in pen if part.area >= 0.03 * main.area])
     contrast = np.median(light[~mask]) - light[digit].mean()
     if contrast < FAINTEST:
@@ -74,6 +82,8 @@ def find_ink(light: np.ndarray, evenly: bool) -> Found | None:
     slim = 1 - 2 * depth[digit].max() / max(digit[bounding_box(digit)].shape)
     border = np.ones_like(mask)
     border[1:-1, 1:-1] = False
+    if digit[border].mean() > TABLE:
+        return None
     on_paper = 1 - mask[border].mean() / 2
     whole = main.area / sum(areas) * (0.8 if digit[border].any() else 1)
     likeness = max(slim, 0.01) ** 2 * on_paper**2 * whole**2 * (1 if evenly else 0.4)
@@ -86,7 +96,24 @@ def _on_paper(parts: list, page: tuple[int, int]) -> list:
     inner = [part for part in parts if contact[part.label] < 0.6]
     if inner and contact[max(inner, key=_reach).label] == 0:  # a digit free of the edge owns nothing that touches it
         parts = [part for part in inner if contact[part.label] == 0]
-    return [part for part in parts if not any(_holds(part, other) for other in parts)]
+    boxes = [part.bbox for part in parts]
+    return [part for part, box in zip(parts, boxes) if not any(_holds(box, other) for other in boxes)]
+
+
+def _is_hole(part, main) -> bool:
+    """Whether the part is a disc beside the main part: a punched hole."""
+    (top, left, bottom, right), (y, x, y_end, x_end) = main.bbox, part.bbox
+    beside = y >= bottom or x >= right or y_end <= top or x_end <= left
+    return beside and part.intensity_max > DISC * max(part.image.shape) and main.area > 2 * part.area
+
+
+def _underlines(part, others: list) -> bool:
+    """Whether the part is a stroke below all others and wider than they are."""
+    y, x, y_end, x_end = part.bbox
+    if not others or x_end - x < FLAT * (y_end - y):
+        return False
+    top, left, bottom, right = zip(*(other.bbox for other in others))
+    return y >= max(bottom) and x_end - x >= max(right) - min(left)
 
 
 def _reach(part) -> float:
@@ -101,9 +128,9 @@ def _contact(part, page: tuple[int, int]) -> float:
     return max(side.mean() for side in (mask[0], mask[-1], mask[:, 0], mask[:, -1]))
 
 
-def _holds(box, other) -> bool:
-    """Whether the other part lies within the box of the first and is large enough for a digit in it."""
-    (top, left, bottom, right), (y, x, y_end, x_end) = box.bbox, other.bbox
+def _holds(box: tuple, other: tuple) -> bool:
+    """Whether the other box lies within the first and is large enough for a digit in it."""
+    (top, left, bottom, right), (y, x, y_end, x_end) = box, other
     return top < y and left < x and y_end < bottom and x_end < right and y_end - y > 0.35 * (bottom - top)
 
 
