@@ -11,7 +11,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from own_digit.ink import Found, count_digits, find_digit, stroke
-from own_digit.paper import cut_sheets
+from own_digit.paper import cut_to, edge, find_sheets
 from own_digit.picture import SIDE, Picture, bounding_box, open_picture
 from utils import predict
 
@@ -78,13 +78,18 @@ def prepare(picture: Picture) -> Tensor:
 
 def _on_sheet(picture: Image.Image) -> tuple[Image.Image, Found | None]:
     """The picture, cut to a sheet if there is one with a digit on it, and the digit."""
-    whole = find_digit(picture)
-    likeness = whole.likeness if whole else 0
-    for sheet in cut_sheets(picture):
-        found = find_digit(sheet)
-        if found and not touches_border(found.digit) and SHEET * found.likeness > likeness:
-            picture, whole, likeness = sheet, found, SHEET * found.likeness
-    return picture, whole
+    found = find_digit(picture)
+    likeness = found.likeness if found else 0
+    sheets = find_sheets(picture)
+    if found and any(found.digit[edge(sheet)].mean() > 0.2 for sheet, _ in sheets):
+        likeness *= 0.4
+    view = picture
+    for sheet in sheets:
+        cut = cut_to(picture, *sheet)
+        on_sheet = find_digit(cut)
+        if on_sheet and not touches_border(on_sheet.digit) and SHEET * on_sheet.likeness > likeness:
+            view, found, likeness = cut, on_sheet, SHEET * on_sheet.likeness
+    return view, found if not sheets or likeness > 0.15 else None
 
 
 def touches_border(mask: np.ndarray) -> bool:

@@ -178,9 +178,9 @@ def _level_lines(mask: np.ndarray) -> np.ndarray:
     """Where `mask` holds straight lines over 0.85 of its width that rise or fall by at most 4 degrees."""
     lines = np.zeros(mask.shape, dtype=bool)
     if mask.any(0).mean() > 0.85:
-        rows, columns = mask.nonzero()
+        rows, columns = ndimage.binary_dilation(mask, np.ones((3, 3))).nonzero()
         for slope in np.tan(np.deg2rad(range(-4, 5))):
             row = rows - np.round(slope * columns).astype(int) + mask.shape[1]
             long = (np.bincount(row) > 0.85 * mask.shape[1])[row]
             lines[rows[long], columns[long]] = True
-    return lines
+    return lines & mask

@@ -15,14 +15,19 @@ TURNED = range(-15, 16)  # degrees
 BORDER = 0.8  # largest share of the picture's border that shows a sheet: else it is the picture
 
 
-def cut_sheets(picture: Image.Image) -> list[Image.Image]:
-    """The picture cut to a sheet of light paper, and to one of dark paper, where one lies in it."""
+def find_sheets(picture: Image.Image) -> list[tuple[np.ndarray, int]]:
+    """Where a sheet of light paper lies in the picture, and one of dark paper: bool [H, W] and its angle in degrees."""
     colors = shrink(picture)
-    sheets = [find_sheet(light) for light in (colors.min(2), 1 - colors.max(2))]
-    return [_cut(picture, colors, *sheet) for sheet in sheets if sheet]
+    sheets = [_find_sheet(light) for light in (colors.min(2), 1 - colors.max(2))]
+    return [sheet for sheet in sheets if sheet]
 
 
-def find_sheet(light: np.ndarray) -> tuple[np.ndarray, int] | None:
+def edge(sheet: np.ndarray) -> np.ndarray:
+    """The outermost pixels of the sheet, bool [H, W]."""
+    return sheet & ~ndimage.binary_erosion(sheet, iterations=RIM, border_value=1)
+
+
+def _find_sheet(light: np.ndarray) -> tuple[np.ndarray, int] | None:
     """Where a sheet lies in a picture of that brightness [H, W]: bool [H, W], and by how many degrees it is turned.
 
     A sheet is the largest light region, if that is a rectangle, turned a little at most, that ends in the picture.
@@ -52,8 +57,9 @@ def _box_area(points: np.ndarray, angle: float) -> float:
     return np.ptp(cos * rows - sin * columns) * np.ptp(cos * columns + sin * rows)
 
 
-def _cut(picture: Image.Image, colors: np.ndarray, sheet: np.ndarray, angle: int) -> Image.Image:
+def cut_to(picture: Image.Image, sheet: np.ndarray, angle: int) -> Image.Image:
     """The picture cut to the sheet's box and turned upright; around the sheet, its paper goes on."""
+    colors = shrink(picture)
     nearest = ndimage.distance_transform_edt(~sheet, return_distances=False, return_indices=True)
     around = Image.fromarray((255 * colors[tuple(nearest)]).round().astype(np.uint8)).resize(picture.size)
     picture = Image.composite(picture, around, Image.fromarray(sheet).resize(picture.size))
