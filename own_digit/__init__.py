@@ -102,7 +102,7 @@ def _digit_ink(found: Found | None, side: int) -> np.ndarray:
         raise ValueError("there is no digit to be seen; write one digit with a dark pen on light paper, or the reverse")
     ink, digit = found.ink, found.digit
     distance = ndimage.distance_transform_edt(~digit)
-    if (digits := count_digits(digit, distance)) > 1:
+    if (digits := count_digits(digit)) > 1:
         raise ValueError(f"there seem to be {digits} digits; cut out one of them")
     near = distance <= max(stroke(digit) / 2, SIDE / side)
     paper = ~near & ~found.mask

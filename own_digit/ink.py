@@ -15,6 +15,7 @@ COLORED_PAPER = 0.15
 TABLE = 0.6  # share of the picture's border: what covers more is no digit
 DISC = 0.4  # of the longer side, depth
 FLAT = 4  # width to height
+GAP = 0.08
 FAINTEST = 0.04  # least contrast of ink and paper, of that between black and white
 
 
@@ -144,14 +145,28 @@ def stroke(mask: np.ndarray) -> float:
     return 4 * float(_depth(mask)[mask].mean())
 
 
-def count_digits(mask: np.ndarray, distance: np.ndarray) -> int:
-    """How many digits the ink is: several tall pieces that together are wider or taller than one digit."""
-    height, width = mask[bounding_box(mask)].shape
-    gap = 0.08 * min(height, width)
-    groups, _ = ndimage.label(distance <= max(gap / 2, 1))
-    heights = [rows.stop - rows.start for rows, _ in ndimage.find_objects(groups)]
-    tall = sum(h > 0.75 * max(heights) for h in heights)
-    return tall if width > 1.1 * height or height > 1.9 * width else 1
+def count_digits(digit: np.ndarray) -> int:
+    """How many digits the ink [H, W] is: tall pieces side by side, or above each other, or many that are curved.
+
+    The pieces of one digit, a 5 and its bar, have narrow gaps, or one is much shorter, or together they are no wider
+    and no taller than a digit; or they are straight dashes.
+    """
+    height, width = digit[bounding_box(digit)].shape
+    gap = GAP * max(max(part.image.shape) for part in regionprops(label(digit, connectivity=2)))
+    pieces = regionprops(label(ndimage.distance_transform_edt(~digit) <= max(gap / 2, 1)))
+    boxes = [piece.bbox for piece in pieces]
+    tallest = max(bottom - top for top, _, bottom, _ in boxes)
+    half = [box for box in boxes if box[2] - box[0] > 0.5 * tallest]
+    tall = [box for box in boxes if box[2] - box[0] > 0.75 * tallest]
+    beside = [box for box in tall if all(box is other or box[3] <= other[1] or box[1] >= other[3] for other in tall)]
+    curved = [piece for piece in pieces if piece.image.shape[0] > 0.5 * tallest and piece.solidity < 0.75]
+    if len(curved) > 2:
+        return len(curved)
+    if width > 1.1 * height:
+        return len(half)
+    if height > 1.9 * width:
+        return len(tall)
+    return max(len(beside), 1) if tallest > 0.75 * height else 1
 
 
 def _without_lines(ink: np.ndarray, mask: np.ndarray) -> np.ndarray:
