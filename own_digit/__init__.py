@@ -78,18 +78,19 @@ def prepare(picture: Picture) -> Tensor:
 
 def _on_sheet(picture: Image.Image) -> tuple[Image.Image, Found | None]:
     """The picture, cut to a sheet if there is one with a digit on it, and the digit."""
-    found = find_digit(picture)
+    found, view = find_digit(picture), picture
     likeness = found.likeness if found else 0
     sheets = find_sheets(picture)
-    if found and any(found.digit[edge(sheet)].mean() > 0.2 for sheet, _ in sheets):
-        likeness *= 0.4
-    view = picture
+    if found and any(found.digit[edge(sheet)].mean() > 0.2 for sheet, _ in sheets):  # it is the sheet
+        likeness *= 0.6
+    if found and any(sheet[found.digit].mean() < 0.99 for sheet, _ in sheets) and likeness < 0.15:
+        found = None
     for sheet in sheets:
         cut = cut_to(picture, *sheet)
         on_sheet = find_digit(cut)
         if on_sheet and not touches_border(on_sheet.digit) and SHEET * on_sheet.likeness > likeness:
             view, found, likeness = cut, on_sheet, SHEET * on_sheet.likeness
-    return view, found if not sheets or likeness > 0.15 else None
+    return view, found
 
 
 def touches_border(mask: np.ndarray) -> bool:

@@ -16,6 +16,7 @@ TABLE = 0.6  # share of the picture's border: what covers more is no digit
 DISC = 0.4  # of the longer side, depth
 FLAT = 4  # width to height
 GAP = 0.08
+SPECK = 0.03
 FAINTEST = 0.04  # least contrast of ink and paper, of that between black and white
 
 
@@ -67,7 +68,7 @@ def find_ink(light: np.ndarray, evenly: bool) -> Found | None:
     areas = np.bincount(regions.ravel())
     areas[0] = 0
     regions[areas[regions] < np.sort(areas)[-30:][0]] = 0
-    parts = _on_paper(regionprops(regions, depth), mask.shape)
+    parts = _without_underline(_on_paper(regionprops(regions, depth), mask.shape))
     areas = [part.area for part in parts]
     if not parts or sum(area for area in areas if area >= 0.2 * max(areas)) < 0.5 * sum(areas):
         return None  # noise has specks of all sizes
@@ -75,8 +76,7 @@ def find_ink(light: np.ndarray, evenly: bool) -> Found | None:
     # what is thicker than the pen and not slim is a blot, a hole or a shadow
     pen = [part for part in parts if part.intensity_max <= max(1.5 * main.intensity_max, 0.2 * max(part.image.shape))]
     pen = [part for part in pen if part is main or not _is_hole(part, main)]
-    pen = [part for part in pen if not _underlines(part, [other for other in pen if other is not part])]
-    digit = np.isin(regions, [part.label for part in pen if part.area >= 0.03 * main.area])
+    digit = np.isin(regions, [part.label for part in pen if part.area >= SPECK * main.area])
     contrast = np.median(light[~mask]) - light[digit].mean()
     if contrast < FAINTEST:
         return None
@@ -108,13 +108,16 @@ def _is_hole(part, main) -> bool:
     return beside and part.intensity_max > DISC * max(part.image.shape) and main.area > 2 * part.area
 
 
-def _underlines(part, others: list) -> bool:
-    """Whether the part is a stroke below all others and wider than they are."""
-    y, x, y_end, x_end = part.bbox
-    if not others or x_end - x < FLAT * (y_end - y):
-        return False
-    top, left, bottom, right = zip(*(other.bbox for other in others))
-    return y >= max(bottom) and x_end - x >= max(right) - min(left)
+def _without_underline(parts: list) -> list:
+    """The parts without a stroke that lies below all others and is wider than they are."""
+    large = [part for part in parts if part.area >= SPECK * max(part.area for part in parts)]
+    lowest = max(large, key=lambda part: part.bbox[0], default=None)
+    others = [part.bbox for part in large if part is not lowest]
+    if not others:
+        return parts
+    (y, x, y_end, x_end), (_, left, bottom, right) = lowest.bbox, zip(*others)
+    is_line = x_end - x > FLAT * (y_end - y)
+    return [part for part in parts if part is not lowest] if is_line and y >= max(bottom) and x <= min(left) and x_end >= max(right) else parts
 
 
 def _reach(part) -> float:
