@@ -81,9 +81,9 @@ def _on_sheet(picture: Image.Image) -> tuple[Image.Image, Found | None]:
     found, view = find_digit(picture), picture
     likeness = found.likeness if found else 0
     sheets = find_sheets(picture)
-    if found and any(found.digit[edge(sheet)].mean() > 0.2 for sheet, _ in sheets):  # it is the sheet
-        likeness *= 0.6
-    if found and any(sheet[found.digit].mean() < 0.99 for sheet, _ in sheets) and likeness < 0.15:
+    for sheet, _ in sheets if found else ():
+        likeness *= 1 - 0.7 * found.digit[edge(sheet)].mean()
+    if found and any(sheet[found.digit].mean() < 0.99 for sheet, _ in sheets) and likeness < 0.18:
         found = None
     for sheet in sheets:
         cut = cut_to(picture, *sheet)

@@ -11,6 +11,7 @@ from own_digit.picture import SIDE, bounding_box, shrink
 RIM = 2  # pixels: so much of a sheet's edge is its own shadow
 SMALLEST, LARGEST = 0.1, 0.97  # a sheet's share of the picture
 CONVEX, RECTANGLE = 0.93, 0.82  # least shares of the sheet in its hull, of its hull in the rectangle around it
+WIDE = 0.32  # least diameter of a disc that finds free paper on the sheet, of the sheet's length
 TURNED = range(-15, 16)  # degrees
 BORDER = 0.8  # largest share of the picture's border that shows a sheet: else it is the picture
 
@@ -18,7 +19,9 @@ BORDER = 0.8  # largest share of the picture's border that shows a sheet: else i
 def find_sheets(picture: Image.Image) -> list[tuple[np.ndarray, int]]:
     """Where a sheet of light paper lies in the picture, and one of dark paper: bool [H, W] and its angle in degrees."""
     colors = shrink(picture)
-    sheets = [_find_sheet(light) for light in (colors.min(2), 1 - colors.max(2))]
+    least, most = colors.min(2), colors.max(2)
+    lights = least**2 / np.maximum(most, 1e-3), 1 - most  # paper is white, also in the shadow
+    sheets = [_find_sheet(light) for light in lights]
     return [sheet for sheet in sheets if sheet]
 
 
@@ -30,12 +33,17 @@ def edge(sheet: np.ndarray) -> np.ndarray:
 def _find_sheet(light: np.ndarray) -> tuple[np.ndarray, int] | None:
     """Where a sheet lies in a picture of that brightness [H, W]: bool [H, W], and by how many degrees it is turned.
 
-    A sheet is the largest light region, if that is a rectangle, turned a little at most, that ends in the picture.
+    A sheet is the largest light region, if that is a rectangle, turned a little at most, that ends in the picture and
+    is mostly empty: a bold 8 is a rectangle, too, but nowhere wide.
     """
-    sheet = ndimage.binary_fill_holes(_largest(light > threshold_otsu(light)))
+    paper = light > threshold_otsu(light)
+    sheet = ndimage.binary_fill_holes(_largest(paper))
     sheet = _largest(ndimage.binary_erosion(sheet, iterations=RIM, border_value=1))
     border = np.concatenate([sheet[0], sheet[-1], sheet[:, 0], sheet[:, -1]])
     if not SMALLEST < sheet.mean() < LARGEST or border.mean() > BORDER:
+        return None
+    free = sheet & ndimage.binary_closing(paper, iterations=RIM)  # whatever lines it has
+    if 2 * ndimage.distance_transform_edt(free).max() < WIDE * max(sheet[bounding_box(sheet)].shape):
         return None
     points = np.argwhere(sheet)
     hull = ConvexHull(points)
