@@ -1,4 +1,7 @@
-"""The reader's own digit: from any picture to what the network takes, and a canvas to draw on."""
+"""The reader's own digit: from any picture to what the network takes, and a canvas to draw on.
+
+First the paper, then the ink, then the digit, then 28 × 28 pixels: `paper`, `ink`, `prepare`.
+"""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -11,11 +14,15 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from own_digit.ink import Found, count_digits, find_digit, stroke
-from own_digit.paper import cut_to, edge, find_sheets
-from own_digit.picture import SIDE, Picture, bounding_box, open_picture
+from own_digit.paper import cut_to, find_sheets, rim
+from own_digit.picture import SIDE, Picture, border, bounding_box, open_picture
 from utils import predict
 
-SHEET = 1.6  # what is on a sheet is this much more likely the digit than what is in the picture as a whole
+__all__ = ["DrawingPad", "Reading", "bounding_box", "prepare", "read_digit"]
+
+SHEET = 1.6  # what is on a sheet is so much more likely the digit than what is in the whole picture
+OUTLINE = 0.7  # and what follows a sheet's outline is less likely by so much
+DOUBTFUL = 0.18  # likeness to a digit of what is no ink on the sheet, at least
 
 
 class Reading(NamedTuple):
@@ -27,10 +34,10 @@ class Reading(NamedTuple):
 
 
 def read_digit(network: nn.Module, picture: Picture) -> Reading:
-    """The digit in a `picture`: a file's path, a PIL image, an array or tensor [H, W], [H, W, 3] or [H, W, 4].
+    """The digit in a `picture`: a path, a file's bytes, a PIL image, an array or tensor [H, W], [H, W, 3], [H, W, 4].
 
     Photo, scan or screenshot; dark on light or light on dark; color, alpha, any size will do; arrays are uint8, bool,
-    or float in [0, 1]. The edge of a table, shadows, ruled lines and the box of a form are left out. Raises
+    or float in [0, 1]. The table around a sheet, shadows, ruled lines and the box of a form are left out. Raises
     `ValueError` for what is no picture, for a blank page and for several digits. What is written is not questioned:
     of a letter, too, the network makes one of ten digits.
     """
@@ -48,7 +55,7 @@ def prepare(picture: Picture) -> Tensor:
     scaling would make them vanish. Raises `ValueError` as `read_digit` does.
     Source: Y. LeCun, C. Cortes, C. Burges, The MNIST database of handwritten digits, http://yann.lecun.com/exdb/mnist
     """
-    picture, found = _on_sheet(open_picture(picture))
+    picture, found = _look(open_picture(picture))
     ink = _digit_ink(found, max(picture.size))
     box = bounding_box(ink > 0.1)
     scale, length = max(picture.size) / SIDE, max(ink[box].shape)
@@ -76,36 +83,34 @@ def prepare(picture: Picture) -> Tensor:
     return image
 
 
-def _on_sheet(picture: Image.Image) -> tuple[Image.Image, Found | None]:
-    """The picture, cut to a sheet if there is one with a digit on it, and the digit."""
-    found, view = find_digit(picture), picture
+def _look(picture: Image.Image) -> tuple[Image.Image, Found | None]:
+    """The digit and the picture that it is in, cut to a sheet if there is one.
+
+    A digit lies on the sheet and off its border; what follows the sheet's outline is the sheet.
+    """
+    found, sheets = find_digit(picture), find_sheets(picture)
     likeness = found.likeness if found else 0
-    sheets = find_sheets(picture)
-    for sheet, _ in sheets if found else ():
-        likeness *= 1 - 0.7 * found.digit[edge(sheet)].mean()
-    if found and any(sheet[found.digit].mean() < 0.99 for sheet, _ in sheets) and likeness < 0.18:
-        found = None
-    for sheet in sheets:
-        cut = cut_to(picture, *sheet)
+    if found and sheets:
+        likeness *= 1 - OUTLINE * max(found.digit[rim(sheet)].mean() for sheet, _ in sheets)
+        if likeness < DOUBTFUL and not all(sheet[found.digit].all() for sheet, _ in sheets):
+            found = None
+    view, likeness = picture, max(likeness, DOUBTFUL)
+    for sheet, degrees in sheets:
+        cut = cut_to(picture, sheet, degrees)
         on_sheet = find_digit(cut)
-        if on_sheet and not touches_border(on_sheet.digit) and SHEET * on_sheet.likeness > likeness:
+        if on_sheet and not border(on_sheet.digit).any() and SHEET * on_sheet.likeness > likeness:
             view, found, likeness = cut, on_sheet, SHEET * on_sheet.likeness
     return view, found
 
 
-def touches_border(mask: np.ndarray) -> bool:
-    return mask[[0, -1]].any() or mask[:, [0, -1]].any()
-
-
 def _digit_ink(found: Found | None, side: int) -> np.ndarray:
-    """The ink of the one digit in the picture, float [H, W] from 0 (paper) to 1, its longer side `SIDE` pixels."""
+    """The ink of the one digit that was found in a picture, its longer side `side` pixels: float [H, W], 0 to 1."""
     if found is None:
         raise ValueError("there is no digit to be seen; write one digit with a dark pen on light paper, or the reverse")
     ink, digit = found.ink, found.digit
-    distance = ndimage.distance_transform_edt(~digit)
     if (digits := count_digits(digit)) > 1:
         raise ValueError(f"there seem to be {digits} digits; cut out one of them")
-    near = distance <= max(stroke(digit) / 2, SIDE / side)
+    near = ndimage.distance_transform_edt(~digit) <= max(stroke(digit) / 2, SIDE / side)
     paper = ~near & ~found.mask
     floor = np.quantile(ink[paper], 0.99) if paper.any() else 0.0
     full = np.quantile(ink[digit], 0.75)

@@ -1,4 +1,4 @@
-"""Ink on paper, and what of it is the digit."""
+"""Ink on paper, and which of it is the digit."""
 
 from typing import NamedTuple
 
@@ -8,34 +8,37 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 from skimage.measure import label, regionprops
 
-from own_digit.picture import SIDE, bounding_box, shrink
+from own_digit.picture import SIDE, border, bounding_box, shrink
 
-COLORED = 0.05  # differences in color above this deserve looks at single colors
-COLORED_PAPER = 0.15
-TABLE = 0.6  # share of the picture's border: what covers more is no digit
-DISC = 0.4  # of the longer side, depth
-FLAT = 4  # width to height
-GAP = 0.08
-SPECK = 0.03
-FAINTEST = 0.04  # least contrast of ink and paper, of that between black and white
+COLORED = 0.05  # how much colors must differ within a picture to be looked at one by one
+COLORED_PAPER = 0.15  # how much red, green and blue must differ in its median color to be looked at, too
+FAINTEST = 0.04  # ink is so much darker than paper, of the difference between black and white
+INKIEST = 0.8  # a larger share of the picture is no ink
+SPECK, PIECE = 0.03, 0.2  # of the main part's area: what is smaller is dirt; what is larger is no noise
+THICKER = 1.5  # than the main part: a blot
+SLIM, DISC = 0.2, 0.4  # depth to length: of a stroke, at most; of a disc, at least
+FLAT = 4  # width to height of an underline, at least
+TABLE = 0.6  # what covers a larger share of the picture's border is no digit
+UNEVEN, CUT_OFF = 0.4, 0.8  # factors of the likeness: paper not lit evenly; a digit that touches the border
+GAP = 0.08  # between the pieces of one digit, at most, of the longest piece's length
+DASH = 0.75  # share of its convex hull that a straight stroke fills, at least
 
 
 class Found(NamedTuple):
-    """What is most likely a digit, as one look at a picture shows it."""
+    """What is most likely a digit, in one look at a picture."""
 
     likeness: float  # to a digit, 0 to 1
     contrast: float  # of ink and paper, 0 to 1
     ink: np.ndarray  # float [H, W], how much darker than paper
     mask: np.ndarray  # bool [H, W], where there is any ink
     digit: np.ndarray  # bool [H, W], where the digit's is
-    look: int = 0  # which of the looks it was
+    look: int = 0  # which look it was
 
 
 def find_digit(picture: Image.Image, *looks: int) -> Found | None:
-    """What looks most like a digit in all `looks` at a picture, or in those named; None if nothing does.
+    """What looks most like a digit in all `looks` at a picture, or in those given; None if nothing does.
 
-    Ink is dark in all colors on paper that is bright in one, or the reverse, or differs from it in red, green or blue;
-    the paper is lit evenly or not.
+    Ink is darker than paper in all colors or in one, or lighter; and the paper is lit evenly or not.
     """
     colors = np.moveaxis(shrink(picture), 2, 0)
     lights = [colors.max(0), 1 - colors.min(0), colors.min(0), 1 - colors.max(0), *colors, *(1 - colors)]
@@ -48,7 +51,7 @@ def find_digit(picture: Image.Image, *looks: int) -> Found | None:
 
 
 def find_ink(light: np.ndarray, evenly: bool) -> Found | None:
-    """What is most likely a digit: its score, the ink [H, W], where there is any and where the digit's is.
+    """The ink on paper of that brightness [H, W], and what of it is most likely a digit; None without any.
 
     A digit is slim, of one piece, dark, and on paper. Paper that is not lit evenly is what is left when all that is
     dark and narrower than a third of the picture is filled up: strokes are narrow, shadows and tables are wide.
@@ -59,36 +62,68 @@ def find_ink(light: np.ndarray, evenly: bool) -> Found | None:
         filled = ndimage.grey_closing(light, SIDE // 3)
         paper = np.minimum(filled, ndimage.gaussian_filter(filled, SIDE / 50))
     ink = np.clip(paper - light, 0, None)
-    mask = ink > max(threshold_otsu(ink), 0.04)
-    if not 0 < mask.mean() < 0.8:
+    mask = _is_ink(ink)
+    if not 0 < mask.mean() < INKIEST:
         return None
     ink = _without_lines(ink, mask)
-    mask = ink > max(threshold_otsu(ink), 0.04)
+    mask = _is_ink(ink)
+    digit, whole = _main_parts(mask)
+    if not digit.any():
+        return None
+    contrast = np.median(light[~mask]) - light[digit].mean()
+    if contrast < FAINTEST or border(digit).mean() > TABLE:
+        return None
+    slim = max(1 - 2 * _depth(mask)[digit].max() / max(digit[bounding_box(digit)].shape), 0.01)
+    on_paper = 1 - border(mask).mean() / 2
+    whole *= CUT_OFF if border(digit).any() else 1
+    return Found((slim * on_paper * whole) ** 2 * (1 if evenly else UNEVEN), contrast, ink, mask, digit)
+
+
+def _is_ink(ink: np.ndarray) -> np.ndarray:
+    return ink > max(threshold_otsu(ink), FAINTEST)
+
+
+def _main_parts(mask: np.ndarray) -> tuple[np.ndarray, float]:
+    """Where the parts of `mask` are that make up a digit, and the share of the main one; nowhere if all is noise.
+
+    The longest part that is slim is the digit's, and all that is no speck, no blot, no hole and no line below it.
+    """
     regions, depth = label(mask, connectivity=2), _depth(mask)
     areas = np.bincount(regions.ravel())
     areas[0] = 0
-    regions[areas[regions] < np.sort(areas)[-30:][0]] = 0
+    regions[areas[regions] < np.sort(areas)[-30:][0]] = 0  # the 30 largest will do
     parts = _without_underline(_on_paper(regionprops(regions, depth), mask.shape))
     areas = [part.area for part in parts]
-    if not parts or sum(area for area in areas if area >= 0.2 * max(areas)) < 0.5 * sum(areas):
-        return None  # noise has specks of all sizes
+    if not parts or sum(area for area in areas if area >= PIECE * max(areas)) < 0.5 * sum(areas):
+        return np.zeros_like(mask), 0.0  # noise has specks of all sizes
     main = max(parts, key=_reach)
-    # what is thicker than the pen and not slim is a blot, a hole or a shadow
-    pen = [part for part in parts if part.intensity_max <= max(1.5 * main.intensity_max, 0.2 * max(part.image.shape))]
-    pen = [part for part in pen if part is main or not _is_hole(part, main)]
-    digit = np.isin(regions, [part.label for part in pen if part.area >= SPECK * main.area])
-    contrast = np.median(light[~mask]) - light[digit].mean()
-    if contrast < FAINTEST:
-        return None
-    slim = 1 - 2 * depth[digit].max() / max(digit[bounding_box(digit)].shape)
-    border = np.ones_like(mask)
-    border[1:-1, 1:-1] = False
-    if digit[border].mean() > TABLE:
-        return None
-    on_paper = 1 - mask[border].mean() / 2
-    whole = main.area / sum(areas) * (0.8 if digit[border].any() else 1)
-    likeness = max(slim, 0.01) ** 2 * on_paper**2 * whole**2 * (1 if evenly else 0.4)
-    return Found(likeness, contrast, ink, mask, digit)
+    parts = [part for part in parts if part.area >= SPECK * main.area]
+    parts = [part for part in parts if part is main or not (_is_blot(part, main) or _is_hole(part, main))]
+    return np.isin(regions, [part.label for part in parts]), main.area / sum(areas)
+
+
+def _is_blot(part, main) -> bool:
+    """Whether the part is thicker than the pen and not slim: a blot, or a shadow."""
+    return part.intensity_max > max(THICKER * main.intensity_max, SLIM * max(part.image.shape))
+
+
+def _is_hole(part, main) -> bool:
+    """Whether the part is a disc beside the main part, and smaller: a punched hole."""
+    (top, left, bottom, right), (y, x, y_end, x_end) = main.bbox, part.bbox
+    beside = y >= bottom or x >= right or y_end <= top or x_end <= left
+    return beside and part.intensity_max > DISC * max(part.image.shape) and main.area > 2 * part.area
+
+
+def _without_underline(parts: list) -> list:
+    """The parts without a flat one that lies below all others and is wider than they are."""
+    large = [part for part in parts if part.area >= SPECK * max(part.area for part in parts)]
+    if len(large) < 2:
+        return parts
+    lowest = max(large, key=lambda part: part.bbox[0])
+    top, left, bottom, right = lowest.bbox
+    boxes = [part.bbox for part in large if part is not lowest]
+    below = all(box[2] <= top and box[1] >= left and box[3] <= right for box in boxes)
+    return [part for part in parts if part is not lowest] if below and right - left > FLAT * (bottom - top) else parts
 
 
 def _on_paper(parts: list, page: tuple[int, int]) -> list:
@@ -99,25 +134,6 @@ def _on_paper(parts: list, page: tuple[int, int]) -> list:
         parts = [part for part in inner if contact[part.label] == 0]
     boxes = [part.bbox for part in parts]
     return [part for part, box in zip(parts, boxes) if not any(_holds(box, other) for other in boxes)]
-
-
-def _is_hole(part, main) -> bool:
-    """Whether the part is a disc beside the main part: a punched hole."""
-    (top, left, bottom, right), (y, x, y_end, x_end) = main.bbox, part.bbox
-    beside = y >= bottom or x >= right or y_end <= top or x_end <= left
-    return beside and part.intensity_max > DISC * max(part.image.shape) and main.area > 2 * part.area
-
-
-def _without_underline(parts: list) -> list:
-    """The parts without a stroke that lies below all others and is wider than they are."""
-    large = [part for part in parts if part.area >= SPECK * max(part.area for part in parts)]
-    lowest = max(large, key=lambda part: part.bbox[0], default=None)
-    others = [part.bbox for part in large if part is not lowest]
-    if not others:
-        return parts
-    (y, x, y_end, x_end), (_, left, bottom, right) = lowest.bbox, zip(*others)
-    is_line = x_end - x > FLAT * (y_end - y)
-    return [part for part in parts if part is not lowest] if is_line and y >= max(bottom) and x <= min(left) and x_end >= max(right) else parts
 
 
 def _reach(part) -> float:
@@ -149,27 +165,32 @@ def stroke(mask: np.ndarray) -> float:
 
 
 def count_digits(digit: np.ndarray) -> int:
-    """How many digits the ink [H, W] is: tall pieces side by side, or above each other, or many that are curved.
+    """How many digits the ink, bool [H, W], is: tall pieces that stand side by side or above each other.
 
-    The pieces of one digit, a 5 and its bar, have narrow gaps, or one is much shorter, or together they are no wider
-    and no taller than a digit; or they are straight dashes.
+    The pieces of one digit, as the bar of a 5, have narrow gaps between them, or one is much shorter, or together they
+    are no wider and no taller than a digit. Three and more that are curved are no dashes, however they lie.
     """
     height, width = digit[bounding_box(digit)].shape
-    gap = GAP * max(max(part.image.shape) for part in regionprops(label(digit, connectivity=2)))
-    pieces = regionprops(label(ndimage.distance_transform_edt(~digit) <= max(gap / 2, 1)))
-    boxes = [piece.bbox for piece in pieces]
-    tallest = max(bottom - top for top, _, bottom, _ in boxes)
-    half = [box for box in boxes if box[2] - box[0] > 0.5 * tallest]
-    tall = [box for box in boxes if box[2] - box[0] > 0.75 * tallest]
-    beside = [box for box in tall if all(box is other or box[3] <= other[1] or box[1] >= other[3] for other in tall)]
-    curved = [piece for piece in pieces if piece.image.shape[0] > 0.5 * tallest and piece.solidity < 0.75]
-    if len(curved) > 2:
-        return len(curved)
+    longest = max(max(part.image.shape) for part in regionprops(label(digit, connectivity=2)))
+    joined = ndimage.distance_transform_edt(~digit) <= max(GAP * longest / 2, 1)
+    pieces = regionprops(label(joined))
+    tallest = max(piece.image.shape[0] for piece in pieces)
+    half = [piece for piece in pieces if piece.image.shape[0] > 0.5 * tallest]
+    tall = [piece for piece in pieces if piece.image.shape[0] > 0.75 * tallest]
+    curved = sum(piece.solidity < DASH for piece in half)
+    if curved > 2:
+        return curved
     if width > 1.1 * height:
         return len(half)
-    if height > 1.9 * width:
+    if height > 1.9 * width or tallest > 0.75 * height and _side_by_side(tall):
         return len(tall)
-    return max(len(beside), 1) if tallest > 0.75 * height else 1
+    return 1
+
+
+def _side_by_side(pieces: list) -> bool:
+    """Whether each piece begins where the one to its left has ended."""
+    columns = sorted((piece.bbox[1], piece.bbox[3]) for piece in pieces)
+    return all(end <= start for (_, end), (start, _) in zip(columns, columns[1:]))
 
 
 def _without_lines(ink: np.ndarray, mask: np.ndarray) -> np.ndarray:

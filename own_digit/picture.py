@@ -1,39 +1,51 @@
-"""Any picture, as it comes from a camera, a scanner, a browser or NumPy, as 8-bit RGB."""
+"""Any picture, as a camera, a scanner, a browser or NumPy gives it, as 8-bit RGB."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+from scipy import ndimage
 from torch import Tensor
 
-Picture = str | Path | Image.Image | np.ndarray | Tensor
+Picture = str | Path | bytes | Image.Image | np.ndarray | Tensor
 
-SIDE = 192  # pixels of the longer side of a picture when paper and ink are judged
+SIDE = 192  # pixels of the longer side of a picture when paper and ink are told apart
+WHITE = 2.0  # transparent pixels are white unless black shows this much more
 
 
 def open_picture(picture: Picture) -> Image.Image:
-    """The picture, upright, as 8-bit RGB. Raises `ValueError` for what is no picture."""
+    """The picture, upright, as 8-bit RGB. Raises `ValueError` for what is no picture, and says what would help."""
     if isinstance(picture, np.ndarray | Tensor):
-        picture = _from_array(picture)
-    elif not isinstance(picture, str | Path | Image.Image):
+        return _to_rgb(_from_array(picture))
+    if isinstance(picture, str) and "://" in picture:
+        raise ValueError(f"{picture} is an address; download the picture, and give the file's path")
+    if not isinstance(picture, str | Path | bytes | Image.Image):
         raise ValueError(f"a picture is a path, a PIL image or an array, not {type(picture).__name__}")
-    path = "the picture" if isinstance(picture, Image.Image) else picture
+    path = picture if isinstance(picture, str | Path) else "the picture"
+    source = io.BytesIO(picture) if isinstance(picture, bytes) else picture
     try:
-        opened = picture if isinstance(picture, Image.Image) else Image.open(picture)
-        upright = ImageOps.exif_transpose(opened)
-        if upright.mode in ("I", "F") or upright.mode.startswith("I;16"):  # more than 8 bits a pixel
-            values = np.asarray(upright, dtype=np.float64)
-            upright = _from_array((values - values.min()) / max(np.ptp(values), 1e-9))
-        if "A" in upright.mode or "transparency" in upright.info:  # laid over what shows the picture best
-            layers = [Image.new("RGBA", upright.size, ground) for ground in ("white", "black")]
-            layers = [Image.alpha_composite(layer, upright.convert("RGBA")) for layer in layers]
-            upright = max(layers, key=lambda layer: np.asarray(layer.convert("L")).std())
-        upright = upright.convert("RGB")
+        return _to_rgb(source if isinstance(source, Image.Image) else Image.open(source))
     except FileNotFoundError:
         raise
+    except Image.DecompressionBombError as error:
+        most = 2 * Image.MAX_IMAGE_PIXELS // 10**6
+        raise ValueError(f"{path} is too large; scale it down to less than {most} megapixels") from error
     except Exception as error:  # Pillow raises nearly anything on damaged or unusual files
         raise ValueError(f"{path} is no image that can be read ({error}); save it as PNG or JPEG") from error
-    return upright
+
+
+def _to_rgb(opened: Image.Image) -> Image.Image:
+    upright = ImageOps.exif_transpose(opened)
+    if upright.mode in ("I", "F") or upright.mode.startswith("I;16"):  # more than 8 bits a pixel
+        values = np.asarray(upright, dtype=np.float64)
+        upright = _from_array((values - values.min()) / max(np.ptp(values), 1e-9))
+    if "A" in upright.mode or "transparency" in upright.info:
+        grounds = (Image.new("RGBA", upright.size, color) for color in ("white", "black"))
+        white, black = (Image.alpha_composite(ground, upright.convert("RGBA")) for ground in grounds)
+        shown = [np.asarray(layer.convert("L")).std() for layer in (white, black)]
+        upright = white if WHITE * shown[0] > shown[1] else black
+    return upright.convert("RGB")
 
 
 def _from_array(array: np.ndarray | Tensor) -> Image.Image:
@@ -54,7 +66,7 @@ def _from_array(array: np.ndarray | Tensor) -> Image.Image:
 
 
 def shrink(picture: Image.Image) -> np.ndarray:
-    """The picture's colors, float [H, W, 3] in [0, 1]; its longer side `SIDE` pixels, be it larger or smaller."""
+    """The picture's colors, float [H, W, 3] from 0 to 1, its longer side `SIDE` pixels; small ones are enlarged."""
     scale = SIDE / max(picture.size)
     size = [max(round(scale * side), 1) for side in picture.size]
     small = picture.resize(size, Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.BOX)
@@ -63,6 +75,9 @@ def shrink(picture: Image.Image) -> np.ndarray:
 
 def bounding_box(mask: np.ndarray) -> tuple[slice, slice]:
     """The rows and columns that hold all of `mask`, bool [H, W]."""
-    from scipy import ndimage
-
     return ndimage.find_objects(mask.astype(int))[0]
+
+
+def border(mask: np.ndarray) -> np.ndarray:
+    """The pixels of `mask`, bool [H, W], along the picture's four sides, one after the other."""
+    return np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
