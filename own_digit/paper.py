@@ -12,6 +12,7 @@ RIM = 2  # pixels at the edge of a sheet that may be the table's
 SMALLEST, LARGEST = 0.1, 0.97  # a sheet's share of the picture
 BORDER = 0.8  # of the picture's border, at most: what covers more is the picture, not a sheet in it
 WIDE = 0.32  # diameter of a disc that finds free paper on the sheet, of the sheet's longer side, at least
+STEP = 0.06  # in brightness at a sheet's edge, at least: shadows fade
 CONVEX, RECTANGLE = 0.93, 0.82  # the sheet's share of its convex hull; the hull's of the rectangle around it
 TURNED = range(-15, 16)  # degrees
 
@@ -38,6 +39,9 @@ def _find_sheet(light: np.ndarray) -> tuple[np.ndarray, int] | None:
         return None
     free = sheet & ndimage.binary_closing(paper, iterations=RIM)  # ruled lines take no room
     if 2 * ndimage.distance_transform_edt(free).max() < WIDE * max(sheet[bounding_box(sheet)].shape):
+        return None
+    around = ndimage.binary_dilation(sheet, iterations=3 * RIM) & ~ndimage.binary_dilation(sheet, iterations=2 * RIM)
+    if np.median(light[rim(sheet)]) - np.median(light[around]) < STEP:
         return None
     points = np.argwhere(sheet)
     hull = ConvexHull(points)
