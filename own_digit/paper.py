@@ -9,7 +9,7 @@ from skimage.filters import threshold_otsu
 from own_digit.picture import SIDE, border, bounding_box, shrink
 
 RIM = 2  # pixels at the edge of a sheet that may be the table's
-SMALLEST, LARGEST = 0.1, 0.97  # a sheet's share of the picture
+SMALLEST, LARGEST = 0.12, 0.97  # a sheet's share of the picture
 BORDER = 0.8  # of the picture's border, at most: what covers more is the picture, not a sheet in it
 WIDE = 0.32  # diameter of a disc that finds free paper on the sheet, of the sheet's longer side, at least
 STEP = 0.06  # in brightness at a sheet's edge, at least: shadows fade
