@@ -8,11 +8,12 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 from skimage.measure import label, regionprops
 
-from own_digit.picture import SIDE, border, bounding_box, shrink
+from own_digit.picture import SIDE, border, bounding_box, depth, shrink
 
 COLORED = 0.05  # how much colors must differ within a picture to be looked at one by one
 COLORED_PAPER = 0.15  # how much red, green and blue must differ in its median color to be looked at, too
-FAINTEST = 0.04  # ink is so much darker than paper, of the difference between black and white
+FAINTEST, DIGIT = 0.04, 0.07  # from black, 0, to white, 1: how much darker than paper ink is, and a whole digit
+BESIDE = 4  # pixels from the digit to its paper
 INKIEST = 0.8  # a larger share of the picture is no ink
 SPECK, PIECE = 0.03, 0.2  # of the main part's area: what is smaller is dirt; what is larger is no noise
 THICKER = 1.5  # than the main part: a blot
@@ -70,13 +71,19 @@ def find_ink(light: np.ndarray, evenly: bool) -> Found | None:
     digit, whole = _main_parts(mask)
     if not digit.any():
         return None
-    contrast = np.median(light[~mask]) - light[digit].mean()
-    if contrast < FAINTEST or border(digit).mean() > TABLE:
+    contrast = _contrast(light, digit, ~mask)
+    beside = _contrast(light, digit, ~mask & ndimage.binary_dilation(digit, iterations=BESIDE))
+    if min(contrast, beside) < DIGIT or border(digit).mean() > TABLE:
         return None
-    slim = max(1 - 2 * _depth(mask)[digit].max() / max(digit[bounding_box(digit)].shape), 0.01)
+    slim = max(1 - 2 * depth(mask)[digit].max() / max(digit[bounding_box(digit)].shape), 0.01)
     on_paper = 1 - border(mask).mean() / 2
     whole *= CUT_OFF if border(digit).any() else 1
     return Found((slim * on_paper * whole) ** 2 * (1 if evenly else UNEVEN), contrast, ink, mask, digit)
+
+
+def _contrast(light: np.ndarray, digit: np.ndarray, paper: np.ndarray) -> float:
+    """How much darker the `digit` is than the `paper`; 1 if there is none."""
+    return float(np.median(light[paper]) - light[digit].mean()) if paper.any() else 1.0
 
 
 def _is_ink(ink: np.ndarray) -> np.ndarray:
@@ -88,11 +95,11 @@ def _main_parts(mask: np.ndarray) -> tuple[np.ndarray, float]:
 
     The longest part that is slim is the digit's, and all that is no speck, no blot, no hole and no line below it.
     """
-    regions, depth = label(mask, connectivity=2), _depth(mask)
+    regions = label(mask, connectivity=2)
     areas = np.bincount(regions.ravel())
     areas[0] = 0
     regions[areas[regions] < np.sort(areas)[-30:][0]] = 0  # the 30 largest will do
-    parts = _without_underline(_on_paper(regionprops(regions, depth), mask.shape))
+    parts = _without_underline(_on_paper(regionprops(regions, depth(mask)), mask.shape))
     areas = [part.area for part in parts]
     if not parts or sum(area for area in areas if area >= PIECE * max(areas)) < 0.5 * sum(areas):
         return np.zeros_like(mask), 0.0  # noise has specks of all sizes
@@ -154,14 +161,9 @@ def _holds(box: tuple, other: tuple) -> bool:
     return top < y and left < x and y_end < bottom and x_end < right and y_end - y > 0.35 * (bottom - top)
 
 
-def _depth(mask: np.ndarray) -> np.ndarray:
-    """How far each pixel of `mask` is from the nearest that is not, the picture's outside included; float [pixels]."""
-    return ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
-
-
 def stroke(mask: np.ndarray) -> float:
     """The width of the strokes that `mask` is made of."""
-    return 4 * float(_depth(mask)[mask].mean())
+    return 4 * float(depth(mask)[mask].mean())
 
 
 def count_digits(digit: np.ndarray) -> int:
@@ -178,9 +180,7 @@ def count_digits(digit: np.ndarray) -> int:
     half = [piece for piece in pieces if piece.image.shape[0] > 0.5 * tallest]
     tall = [piece for piece in pieces if piece.image.shape[0] > 0.75 * tallest]
     curved = sum(piece.solidity < DASH for piece in half)
-    if curved > 2:
-        return curved
-    if width > 1.1 * height:
+    if curved > 2 or width > 1.1 * height:
         return len(half)
     if height > 1.9 * width or tallest > 0.75 * height and _side_by_side(tall):
         return len(tall)

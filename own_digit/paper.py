@@ -6,10 +6,10 @@ from scipy import ndimage
 from scipy.spatial import ConvexHull
 from skimage.filters import threshold_otsu
 
-from own_digit.picture import SIDE, border, bounding_box, shrink
+from own_digit.picture import SIDE, border, bounding_box, depth, shrink
 
 RIM = 2  # pixels at the edge of a sheet that may be the table's
-SMALLEST, LARGEST = 0.12, 0.97  # a sheet's share of the picture
+SMALLEST, LARGEST = 0.1, 0.97  # a sheet's share of the picture
 BORDER = 0.8  # of the picture's border, at most: what covers more is the picture, not a sheet in it
 WIDE = 0.32  # diameter of a disc that finds free paper on the sheet, of the sheet's longer side, at least
 STEP = 0.06  # in brightness at a sheet's edge, at least: shadows fade
@@ -32,16 +32,15 @@ def _find_sheet(light: np.ndarray) -> tuple[np.ndarray, int] | None:
     """A sheet is the largest light region, if that is a rectangle, nearly upright, that ends within the picture and is
     mostly empty: a bold 8 is a rectangle, too, but nowhere wide.
     """
-    paper = light > threshold_otsu(light)
-    sheet = ndimage.binary_fill_holes(_largest(paper))
-    sheet = _largest(ndimage.binary_erosion(sheet, iterations=RIM, border_value=1))
+    paper = ndimage.binary_dilation(light > threshold_otsu(light), iterations=RIM)  # ruled lines divide no sheet
+    paper = _eroded(paper)
+    sheet = _largest(_eroded(ndimage.binary_fill_holes(_largest(paper))))
     if not SMALLEST < sheet.mean() < LARGEST or border(sheet).mean() > BORDER:
         return None
-    free = sheet & ndimage.binary_closing(paper, iterations=RIM)  # ruled lines take no room
-    if 2 * ndimage.distance_transform_edt(free).max() < WIDE * max(sheet[bounding_box(sheet)].shape):
+    if 2 * depth(sheet & paper).max() < WIDE * max(sheet[bounding_box(sheet)].shape):
         return None
     around = ndimage.binary_dilation(sheet, iterations=3 * RIM) & ~ndimage.binary_dilation(sheet, iterations=2 * RIM)
-    if np.median(light[rim(sheet)]) - np.median(light[around]) < STEP:
+    if not around.any() or np.median(light[rim(sheet)]) - np.median(light[around]) < STEP:
         return None
     points = np.argwhere(sheet)
     hull = ConvexHull(points)
@@ -57,6 +56,11 @@ def _largest(mask: np.ndarray) -> np.ndarray:
     return regions == np.bincount(regions[mask], minlength=2).argmax()
 
 
+def _eroded(mask: np.ndarray) -> np.ndarray:
+    """The `mask` without the `RIM` at its edges, but for those of the picture."""
+    return ndimage.binary_erosion(mask, iterations=RIM, border_value=1)
+
+
 def _box_area(points: np.ndarray, angle: float) -> float:
     """The area of the rectangle around the `points`, row and column, that is turned by `angle`, in radians."""
     (sin, cos), (rows, columns) = (np.sin(angle), np.cos(angle)), points.T
@@ -65,7 +69,7 @@ def _box_area(points: np.ndarray, angle: float) -> float:
 
 def rim(sheet: np.ndarray) -> np.ndarray:
     """The outermost pixels of the sheet, bool [H, W]."""
-    return sheet & ~ndimage.binary_erosion(sheet, iterations=RIM, border_value=1)
+    return sheet & ~_eroded(sheet)
 
 
 def cut_to(picture: Image.Image, sheet: np.ndarray, degrees: int) -> Image.Image:

@@ -81,3 +81,8 @@ def bounding_box(mask: np.ndarray) -> tuple[slice, slice]:
 def border(mask: np.ndarray) -> np.ndarray:
     """The pixels of `mask`, bool [H, W], along the picture's four sides, one after the other."""
     return np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+
+
+def depth(mask: np.ndarray) -> np.ndarray:
+    """How far each pixel of `mask` is from the nearest that is not, the picture's outside included; float [pixels]."""
+    return ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
