@@ -21,7 +21,11 @@ SLIM, DISC = 0.2, 0.4  # depth to length: of a stroke, at most; of a disc, at le
 FLAT = 4  # width to height of an underline, at least
 TABLE = 0.6  # what covers a larger share of the picture's border is no digit
 UNEVEN, CUT_OFF = 0.4, 0.8  # factors of the likeness: paper not lit evenly; a digit that touches the border
+ALONG, HELD = 0.6, 0.35  # of a side of the picture, that a table covers; of a box's height, that a digit in it has
+LINE, FAINT, CROSSED = 0.85, 0.75, 1.4  # a ruled line's length, of the picture's; its ink and what crosses it
 GAP = 0.08  # between the pieces of one digit, at most, of the longest piece's length
+MEDIUM, TALL = 0.5, 0.75  # of the tallest piece's height: a digit that is well apart, a digit beside another
+WIDEST, TALLEST = 1.1, 1.9  # of one digit: width to height, height to width
 DASH = 0.75  # share of its convex hull that a straight stroke fills, at least
 
 
@@ -136,7 +140,7 @@ def _without_underline(parts: list) -> list:
 def _on_paper(parts: list, page: tuple[int, int]) -> list:
     """The parts that may be a digit, of all regions of ink."""
     contact = {part.label: _contact(part, page) for part in parts}
-    inner = [part for part in parts if contact[part.label] < 0.6]
+    inner = [part for part in parts if contact[part.label] < ALONG]
     if inner and contact[max(inner, key=_reach).label] == 0:  # a digit free of the edge owns nothing that touches it
         parts = [part for part in inner if contact[part.label] == 0]
     boxes = [part.bbox for part in parts]
@@ -158,7 +162,7 @@ def _contact(part, page: tuple[int, int]) -> float:
 def _holds(box: tuple, other: tuple) -> bool:
     """Whether the other box lies within the first and is large enough for a digit in it."""
     (top, left, bottom, right), (y, x, y_end, x_end) = box, other
-    return top < y and left < x and y_end < bottom and x_end < right and y_end - y > 0.35 * (bottom - top)
+    return top < y and left < x and y_end < bottom and x_end < right and y_end - y > HELD * (bottom - top)
 
 
 def stroke(mask: np.ndarray) -> float:
@@ -177,12 +181,12 @@ def count_digits(digit: np.ndarray) -> int:
     joined = ndimage.distance_transform_edt(~digit) <= max(GAP * longest / 2, 1)
     pieces = regionprops(label(joined))
     tallest = max(piece.image.shape[0] for piece in pieces)
-    half = [piece for piece in pieces if piece.image.shape[0] > 0.5 * tallest]
-    tall = [piece for piece in pieces if piece.image.shape[0] > 0.75 * tallest]
-    curved = sum(piece.solidity < DASH for piece in half)
-    if curved > 2 or width > 1.1 * height:
-        return len(half)
-    if height > 1.9 * width or tallest > 0.75 * height and _side_by_side(tall):
+    medium = [piece for piece in pieces if piece.image.shape[0] > MEDIUM * tallest]
+    tall = [piece for piece in pieces if piece.image.shape[0] > TALL * tallest]
+    curved = sum(piece.solidity < DASH for piece in medium)
+    if curved > 2 or width > WIDEST * height:
+        return len(medium)
+    if height > TALLEST * width or tallest > TALL * height and _side_by_side(tall):
         return len(tall)
     return 1
 
@@ -200,7 +204,7 @@ def _without_lines(ink: np.ndarray, mask: np.ndarray) -> np.ndarray:
     if not (level | upright).any() or not rest.any():
         return ink
     digit, usual = bounding_box(rest)[1], np.median(ink[level | upright])
-    if usual > 0.75 * np.quantile(ink[rest], 0.75):  # as dark as the digit, whose stem goes on beyond the rest, too
+    if usual > FAINT * np.quantile(ink[rest], 0.75):  # as dark as the digit, whose stem goes on beyond the rest, too
         columns = level.any(0).nonzero()[0]
         beyond = min(digit.start - columns[0], columns[-1] - digit.stop) if len(columns) else 0
         if beyond < 0.1 * SIDE or level[[0, -1]].any():  # the foot of a 2 lies on the edge
@@ -208,18 +212,18 @@ def _without_lines(ink: np.ndarray, mask: np.ndarray) -> np.ndarray:
         upright[:] = False
     for lines, across in ((level, (SIDE // 10, 1)), (upright, (1, SIDE // 10))):
         near = ndimage.binary_dilation(lines, np.ones(across)[:5, :5])
-        near &= ink < 1.4 * usual  # a darker pen that crosses the line stays
+        near &= ink < CROSSED * usual  # a darker pen that crosses the line stays
         ink = np.where(near, ndimage.grey_opening(ink, across), ink)
     return ink
 
 
 def _level_lines(mask: np.ndarray) -> np.ndarray:
-    """Where `mask` holds straight lines over 0.85 of its width that rise or fall by at most 4 degrees."""
+    """Where `mask` holds straight lines over `LINE` of its width that rise or fall by at most 4 degrees."""
     lines = np.zeros(mask.shape, dtype=bool)
-    if mask.any(0).mean() > 0.85:
+    if mask.any(0).mean() > LINE:
         rows, columns = ndimage.binary_dilation(mask, np.ones((3, 3))).nonzero()
         for slope in np.tan(np.deg2rad(range(-4, 5))):
             row = rows - np.round(slope * columns).astype(int) + mask.shape[1]
-            long = (np.bincount(row) > 0.85 * mask.shape[1])[row]
+            long = (np.bincount(row) > LINE * mask.shape[1])[row]
             lines[rows[long], columns[long]] = True
     return lines & mask
