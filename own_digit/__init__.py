@@ -1,4 +1,7 @@
-"""The reader's own digit: from any picture to what the network takes, and a canvas to draw on."""
+"""The reader's own digit: from any picture to what the network takes, and a canvas to draw on.
+
+First the paper, then the ink, then the digit, then 28 × 28 pixels: `paper`, `ink`, `prepare`.
+"""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -6,15 +9,20 @@ from typing import NamedTuple
 import anywidget
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from scipy import ndimage
 from torch import Tensor, nn
 
+from own_digit.ink import Found, count_digits, find_digit, stroke
+from own_digit.paper import cut_to, find_sheets, rim
+from own_digit.picture import SIDE, Picture, border, bounding_box, open_picture
 from utils import predict
 
-Picture = str | Path | Image.Image | np.ndarray | Tensor
+__all__ = ["DrawingPad", "Reading", "bounding_box", "prepare", "read_digit"]
 
-SIDE = 192  # pixels of the longer side of a picture, enlarged or reduced, when its ink is judged
+SHEET = 1.6  # what is on a sheet is so much more likely the digit than what is in the whole picture
+OUTLINE = 0.7  # and what follows a sheet's outline is less likely by so much
+DOUBTFUL = 0.18  # likeness to a digit of what is no ink on the sheet, at least
 
 
 class Reading(NamedTuple):
@@ -26,10 +34,10 @@ class Reading(NamedTuple):
 
 
 def read_digit(network: nn.Module, picture: Picture) -> Reading:
-    """The digit in a `picture`: a file's path, a PIL image, an array or tensor [H, W], [H, W, 3] or [H, W, 4].
+    """The digit in a `picture`: a path, a file's bytes, a PIL image, an array or tensor [H, W], [H, W, 3], [H, W, 4].
 
     Photo, scan or screenshot; dark on light or light on dark; color, alpha, any size will do; arrays are uint8, bool,
-    or float in [0, 1]. The edge of a table, shadows, ruled lines and the box of a form are left out. Raises
+    or float in [0, 1]. The table around a sheet, shadows, ruled lines and the box of a form are left out. Raises
     `ValueError` for what is no picture, for a blank page and for several digits. What is written is not questioned:
     of a letter, too, the network makes one of ten digits.
     """
@@ -47,17 +55,17 @@ def prepare(picture: Picture) -> Tensor:
     scaling would make them vanish. Raises `ValueError` as `read_digit` does.
     Source: Y. LeCun, C. Cortes, C. Burges, The MNIST database of handwritten digits, http://yann.lecun.com/exdb/mnist
     """
-    picture = _open(picture)
-    ink, look = _digit_ink(picture)
+    picture, found = _look(open_picture(picture))
+    ink = _digit_ink(found, max(picture.size))
     box = bounding_box(ink > 0.1)
     scale, length = max(picture.size) / SIDE, max(ink[box].shape)
     if scale > 1 and length < SIDE / 2:  # what is small on a large page deserves all its pixels
         (top, bottom), (left, right) = ((scale * (side.start - length), scale * (side.stop + length)) for side in box)
         picture = picture.crop((max(left, 0), max(top, 0), min(right, picture.width), min(bottom, picture.height)))
-        ink, _ = _digit_ink(picture, look)
+        ink = _digit_ink(find_digit(picture, found.look), max(picture.size))
         box = bounding_box(ink > 0.1)
         scale, length = max(picture.size) / SIDE, max(ink[box].shape)
-    radius = round((0.1 * length - _stroke(ink[box] > 0.5)) / 2)
+    radius = round((0.1 * length - stroke(ink[box] > 0.5)) / 2)
     if radius > 0:
         ink = ndimage.maximum_filter(np.pad(ink[box], radius), 2 * radius + 1)
     else:
@@ -75,205 +83,38 @@ def prepare(picture: Picture) -> Tensor:
     return image
 
 
-def _open(picture: Picture) -> Image.Image:
-    """The picture, upright, as 8-bit RGB."""
-    if isinstance(picture, np.ndarray | Tensor):
-        picture = _from_array(picture)
-    elif not isinstance(picture, str | Path | Image.Image):
-        raise ValueError(f"a picture is a path, a PIL image or an array, not {type(picture).__name__}")
-    path = "the picture" if isinstance(picture, Image.Image) else picture
-    try:
-        opened = picture if isinstance(picture, Image.Image) else Image.open(picture)
-        upright = ImageOps.exif_transpose(opened)
-        if upright.mode in ("I", "F") or upright.mode.startswith("I;16"):  # more than 8 bits a pixel
-            values = np.asarray(upright, dtype=np.float64)
-            upright = _from_array((values - values.min()) / max(np.ptp(values), 1e-9))
-        if "A" in upright.mode or "transparency" in upright.info:  # laid over what shows the picture best
-            layers = [Image.new("RGBA", upright.size, ground) for ground in ("white", "black")]
-            layers = [Image.alpha_composite(layer, upright.convert("RGBA")) for layer in layers]
-            upright = max(layers, key=lambda layer: np.asarray(layer.convert("L")).std())
-        upright = upright.convert("RGB")
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # Pillow raises nearly anything on damaged or unusual files
-        raise ValueError(f"{path} is no image that can be read ({error}); save it as PNG or JPEG") from error
-    return upright
+def _look(picture: Image.Image) -> tuple[Image.Image, Found | None]:
+    """The digit and the picture that it is in, cut to a sheet if there is one.
 
-
-def _from_array(array: np.ndarray | Tensor) -> Image.Image:
-    if isinstance(array, Tensor):
-        array = array.detach().cpu()
-        array = (array.float() if array.is_floating_point() else array).numpy()
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[:, :, 0]
-    if array.ndim not in (2, 3) or array.ndim == 3 and array.shape[2] not in (3, 4) or 0 in array.shape:
-        raise ValueError(f"an array must be [H, W], [H, W, 3] or [H, W, 4], got {list(array.shape)}")
-    if array.dtype == bool or np.issubdtype(array.dtype, np.floating):
-        if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
-            raise ValueError("a float array must hold values in [0, 1] only")
-        array = (255 * array).round().astype(np.uint8)
-    if array.dtype != np.uint8:
-        raise ValueError(f"an array must be uint8, bool or float, got {array.dtype}")
-    return Image.fromarray(array)
-
-
-# From RGB to the ink of one digit -------------------------------------------------------------------------------------
-
-
-def _digit_ink(picture: Image.Image, *looks: int) -> tuple[np.ndarray, int]:
-    """The ink of the one digit in the picture, float [H, W] from 0 (paper) to 1, its longer side `SIDE` pixels.
-
-    Ink is dark in all colors on paper that is bright in one, or the reverse, or differs from it in red, green or blue.
-    Of all these looks, each on paper that is lit evenly and on paper that is not, the one that shows what looks most
-    like a digit is taken and told.
+    A digit lies on the sheet and off its border; what follows the sheet's outline is the sheet.
     """
-    scale = SIDE / max(picture.size)
-    size = [max(round(scale * side), 1) for side in picture.size]
-    picture = picture.resize(size, Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.BOX)
-    colors = np.moveaxis(np.asarray(picture, np.float32) / 255, 2, 0)
-    lights = [colors.max(0), 1 - colors.min(0), *colors, *(1 - colors)]
-    colored = np.ptp(colors - colors.mean(0), axis=(1, 2)).max() > 0.2
-    looks = looks or range(len(lights) if colored else 2)
-    found = [(_find(lights[look], evenly), look) for look in looks for evenly in (True, False)]
-    found = [candidate for candidate in found if candidate[0]]
-    if not found:
+    found, sheets = find_digit(picture), find_sheets(picture)
+    likeness = found.likeness if found else 0
+    if found and sheets:
+        likeness *= 1 - OUTLINE * max(found.digit[rim(sheet)].mean() for sheet, _ in sheets)
+        if likeness < DOUBTFUL and not all(sheet[found.digit].all() for sheet, _ in sheets):
+            found = None
+    view, likeness = picture, max(likeness, DOUBTFUL)
+    for sheet, degrees in sheets:
+        cut = cut_to(picture, sheet, degrees)
+        on_sheet = find_digit(cut)
+        if on_sheet and not border(on_sheet.digit).any() and SHEET * on_sheet.likeness > likeness:
+            view, found, likeness = cut, on_sheet, SHEET * on_sheet.likeness
+    return view, found
+
+
+def _digit_ink(found: Found | None, side: int) -> np.ndarray:
+    """The ink of the one digit that was found in a picture, its longer side `side` pixels: float [H, W], 0 to 1."""
+    if found is None:
         raise ValueError("there is no digit to be seen; write one digit with a dark pen on light paper, or the reverse")
-    (_, ink, mask, digit), look = max(found, key=lambda candidate: candidate[0][0])
-    distance = ndimage.distance_transform_edt(~digit)
-    if (digits := _count_digits(digit, distance)) > 1:
+    ink, digit = found.ink, found.digit
+    if (digits := count_digits(digit)) > 1:
         raise ValueError(f"there seem to be {digits} digits; cut out one of them")
-    near = distance <= max(_stroke(digit) / 2, scale)
-    paper = ~near & ~mask
+    near = ndimage.distance_transform_edt(~digit) <= max(stroke(digit) / 2, SIDE / side)
+    paper = ~near & ~found.mask
     floor = np.quantile(ink[paper], 0.99) if paper.any() else 0.0
     full = np.quantile(ink[digit], 0.75)
-    return np.where(near, np.clip((ink - floor) / max(full - floor, 1e-3), 0, 1), 0).astype(np.float32), look
-
-
-def _find(light: np.ndarray, evenly: bool) -> tuple[float, np.ndarray, np.ndarray, np.ndarray] | None:
-    """What is most likely a digit: its score, the ink [H, W], where there is any and where the digit's is.
-
-    A digit is slim, of one piece, dark, and on paper. Paper that is not lit evenly is what is left when all that is
-    dark and narrower than a third of the picture is filled up: strokes are narrow, shadows and tables are wide.
-    """
-    from skimage.filters import threshold_otsu
-    from skimage.measure import label, regionprops
-
-    if evenly:
-        paper = np.median(light[light >= threshold_otsu(light)])
-    else:
-        paper = ndimage.gaussian_filter(ndimage.grey_closing(light, SIDE // 3), SIDE / 50)
-    ink = np.clip(paper - light, 0, None)
-    mask = ink > max(threshold_otsu(ink), 0.04)
-    if not 0 < mask.mean() < 0.8:
-        return None
-    ink = _without_lines(ink, mask)
-    mask = ink > max(threshold_otsu(ink), 0.04)
-    regions, depth = label(mask, connectivity=2), _depth(mask)
-    areas = np.bincount(regions.ravel())
-    areas[0] = 0
-    regions[areas[regions] < np.sort(areas)[-30:][0]] = 0
-    parts = _on_paper(regionprops(regions, depth), mask.shape)
-    areas = [part.area for part in parts]
-    if not parts or sum(area for area in areas if area >= 0.2 * max(areas)) < 0.5 * sum(areas):
-        return None  # noise has specks of all sizes
-    main = max(parts, key=_reach)
-    # what is thicker than the pen and not slim is a blot, a hole or a shadow
-    pen = [part for part in parts if part.intensity_max <= max(1.5 * main.intensity_max, 0.2 * max(part.image.shape))]
-    digit = np.isin(regions, [part.label for part in pen if part.area >= 0.03 * main.area])
-    contrast = np.median(light[~mask]) - light[digit].mean()
-    if contrast < 0.08:
-        return None
-    slim = 1 - 2 * depth[digit].max() / max(digit[bounding_box(digit)].shape)
-    border = np.ones_like(mask)
-    border[1:-1, 1:-1] = False
-    on_paper = 1 - mask[border].mean() / 2
-    whole = main.area / sum(areas) * (0.8 if digit[border].any() else 1)
-    score = max(slim, 0.01) ** 2 * on_paper**2 * whole**2 * contrast * (1 if evenly else 0.4)
-    return score, ink, mask, digit
-
-
-def _on_paper(parts: list, page: tuple[int, int]) -> list:
-    """The parts that may be a digit, of all regions of ink."""
-    contact = {part.label: _contact(part, page) for part in parts}
-    inner = [part for part in parts if contact[part.label] < 0.6]
-    if inner and contact[max(inner, key=_reach).label] == 0:  # a digit free of the edge owns nothing that touches it
-        parts = [part for part in inner if contact[part.label] == 0]
-    return [part for part in parts if not any(_holds(part, other) for other in parts)]
-
-
-def _reach(part) -> float:
-    """How long the part is, less twice how thick: most for a pen's stroke."""
-    return max(part.image.shape) - 4 * part.intensity_max
-
-
-def _contact(part, page: tuple[int, int]) -> float:
-    """How much of a side of the page the part covers, at most."""
-    mask = np.zeros(page, dtype=bool)
-    mask[part.slice] = part.image
-    return max(side.mean() for side in (mask[0], mask[-1], mask[:, 0], mask[:, -1]))
-
-
-def _holds(box, other) -> bool:
-    """Whether the other part lies within the box of the first and is large enough for a digit in it."""
-    (top, left, bottom, right), (y, x, y_end, x_end) = box.bbox, other.bbox
-    return top < y and left < x and y_end < bottom and x_end < right and y_end - y > 0.35 * (bottom - top)
-
-
-def bounding_box(mask: np.ndarray) -> tuple[slice, slice]:
-    """The rows and columns that hold all of `mask`."""
-    return ndimage.find_objects(mask.astype(int))[0]
-
-
-def _depth(mask: np.ndarray) -> np.ndarray:
-    """How far each pixel of `mask` is from the nearest that is not, the picture's outside included; float [pixels]."""
-    return ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
-
-
-def _stroke(mask: np.ndarray) -> float:
-    """The width of the strokes that `mask` is made of."""
-    return 4 * float(_depth(mask)[mask].mean())
-
-
-def _count_digits(mask: np.ndarray, distance: np.ndarray) -> int:
-    """How many digits the ink is: several tall pieces that together are wider or taller than one digit."""
-    height, width = mask[bounding_box(mask)].shape
-    gap = 0.08 * min(height, width)
-    groups, _ = ndimage.label(distance <= max(gap / 2, 1))
-    heights = [rows.stop - rows.start for rows, _ in ndimage.find_objects(groups)]
-    tall = sum(h > 0.75 * max(heights) for h in heights)
-    return tall if width > 1.1 * height or height > 1.9 * width else 1
-
-
-def _without_lines(ink: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The ink without ruled lines: straight ones across the page, fainter than the digit or going on beyond it."""
-    level, upright = _level_lines(mask), _level_lines(mask.T).T
-    rest = ndimage.binary_opening(mask & ~ndimage.binary_dilation(level | upright, iterations=2))
-    if not (level | upright).any() or not rest.any():
-        return ink
-    digit, usual = bounding_box(rest)[1], np.median(ink[level | upright])
-    if usual > 0.75 * np.quantile(ink[rest], 0.75):  # as dark as the digit, whose stem goes on beyond the rest, too
-        columns = level.any(0).nonzero()[0]
-        beyond = min(digit.start - columns[0], columns[-1] - digit.stop) if len(columns) else 0
-        if beyond < 0.1 * SIDE or level[[0, -1]].any():  # the foot of a 2 lies on the edge
-            return ink
-        upright[:] = False
-    for lines, across in ((level, (SIDE // 10, 1)), (upright, (1, SIDE // 10))):
-        near = ndimage.binary_dilation(lines, np.ones(across)[:5, :5])
-        near &= ink < 1.4 * usual  # a darker pen that crosses the line stays
-        ink = np.where(near, ndimage.grey_opening(ink, across), ink)
-    return ink
-
-
-def _level_lines(mask: np.ndarray) -> np.ndarray:
-    """Where `mask` holds straight lines over 0.85 of its width that rise or fall by at most 4 degrees."""
-    lines = np.zeros(mask.shape, dtype=bool)
-    if mask.any(0).mean() > 0.85:
-        rows, columns = mask.nonzero()
-        for slope in np.tan(np.deg2rad(range(-4, 5))):
-            row = rows - np.round(slope * columns).astype(int) + mask.shape[1]
-            long = (np.bincount(row) > 0.85 * mask.shape[1])[row]
-            lines[rows[long], columns[long]] = True
-    return lines
+    return np.where(near, np.clip((ink - floor) / max(full - floor, 1e-3), 0, 1), 0).astype(np.float32)
 
 
 class DrawingPad(anywidget.AnyWidget):

@@ -69,6 +69,61 @@ def test_what_real_pictures_have_is_read(network):
             assert read_digit(network, shown).digit == int(name[0]), name
 
 
+def on_table(page, table: str, angle: float, size=(400, 480), place=(70, 60)):
+    """The `page` as a sheet that lies on a table of that color, turned by `angle` degrees."""
+    picture, sheet = Image.new("RGBA", size, table), page.convert("RGBA")
+    turned = sheet.rotate(angle, Image.Resampling.BICUBIC, expand=True)
+    picture.paste(turned, place, turned)
+    return picture
+
+
+def test_a_sheet_is_read_whatever_it_lies_on(network, seven):
+    page = Image.new("L", (220, 260), 235)
+    page.paste(ImageOps.invert(seven).resize((90, 90)).point(lambda value: min(value, 235)), (60, 70))
+    ruled = page.copy()
+    for row in range(10, 260, 25):
+        ImageDraw.Draw(ruled).line([(0, row), (220, row)], fill=170, width=2)
+    pale = ImageOps.colorize(page, "pink", "white")
+    for table in ("black", "sienna", "darkgreen", "gray", "#00000000"):
+        for angle in (-9, 0, 5):
+            for sheet in (page, ruled, pale):
+                assert read_digit(network, on_table(sheet, table, angle)).digit == 7, (table, angle)
+        assert read_digit(network, on_table(page, table, 4, (400, 300), (250, 90))).digit == 7, "cut off by the picture"
+        assert read_digit(network, on_table(page, table, 4, (270, 300), (20, 90))).digit == 7, "lower side cut off"
+    chalk = ImageOps.invert(page)
+    assert read_digit(network, on_table(chalk, "beige", 6)).digit == 7
+    assert read_digit(network, ImageOps.expand(Image.open("own_digit/example.jpg"), 40, "black")).digit == 3
+
+
+def test_a_sheet_without_a_digit_is_refused(network):
+    light = np.linspace(250, 190, 220).astype(np.uint8)
+    for page in (Image.new("L", (220, 260), 235), Image.fromarray(np.tile(light, (260, 1)))):
+        for sheet, tables in ((page, ("black", "sienna", "gray", "#00000000")), (ImageOps.invert(page), ("beige",))):
+            for table in tables:
+                for angle in (0, 7):
+                    with pytest.raises(ValueError, match="no digit to be seen"):
+                        read_digit(network, on_table(sheet, table, angle))
+
+
+@pytest.mark.parametrize("pen, paper", [("black", "white"), ("white", "black"), ("crimson", "white")])
+def test_bold_digits_are_no_sheets(network, pen, paper):
+    holes = {8: [(150, 110, 250, 210), (150, 260, 250, 360)], 0: [(150, 110, 250, 360)], 1: []}
+    for digit, boxes in holes.items():
+        picture = Image.new("RGB", (400, 480), paper)
+        draw = ImageDraw.Draw(picture)
+        draw.rectangle((90, 50, 310, 420) if boxes else (160, 50, 240, 420), fill=pen)
+        for box in boxes:
+            draw.rectangle(box, fill=paper)
+        for size in ((28, 34), (100, 120), (400, 480)):
+            assert read_digit(network, picture.resize(size)).digit == digit, size
+
+
+def test_pale_pens_are_read(network, seven):
+    for pen in ("pink", "#ffe680", "#b8e0b8", "#a8c8f0", "plum"):
+        for paper in ("white", "#e0e0e0"):
+            assert read_digit(network, ImageOps.colorize(ImageOps.invert(seven), pen, paper)).digit == 7, (pen, paper)
+
+
 def test_any_kind_of_picture_is_read(network, seven, tmp_path):
     inverse, gray, flat = ImageOps.invert(seven), np.asarray(seven), Image.new("L", seven.size)
     green, red = Image.new("RGB", seven.size, (0, 130, 0)), Image.new("RGB", seven.size, (255, 0, 0))
@@ -77,6 +132,7 @@ def test_any_kind_of_picture_is_read(network, seven, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held upright: turn by 90° to show
     seven.rotate(90, expand=True).save(tmp_path / "turned.jpg", exif=exif)
+    inverse.save(tmp_path / "transparent.png", transparency=255)
     pictures = {
         "dark on light": inverse,
         "16 bits": Image.fromarray(gray.astype(np.uint16) * 257),
@@ -87,6 +143,8 @@ def test_any_kind_of_picture_is_read(network, seven, tmp_path):
         "green on a red of the same brightness": Image.composite(green, red, seven),
         "28 pixels on a large page": large,
         "turned as its camera says": str(tmp_path / "turned.jpg"),
+        "a file's bytes": (tmp_path / "turned.jpg").read_bytes(),
+        "white is transparent": Image.open(tmp_path / "transparent.png"),
     }
     for name, picture in pictures.items():
         assert read_digit(network, picture).digit == 7, name
@@ -107,9 +165,23 @@ def test_blank_pages_and_several_digits_are_refused(network, digits):
         for page in (np.full((200, 200), level, np.uint8), np.clip(level + noise, 0, 255).astype(np.uint8)):
             with pytest.raises(ValueError, match="no digit to be seen"):
                 read_digit(network, page)
-    for axis in (0, 1):
-        with pytest.raises(ValueError, match="2 digits; cut out one"):
-            read_digit(network, np.concatenate(digits[0][[0, 3]], axis))
+    seven, two, one, zero = digits[0][:4]
+    small = np.pad(np.asarray(Image.fromarray(two).resize((20, 20))), ((5, 3), (0, 0)))
+    pages = [([[seven, zero]], 2), ([[seven], [zero]], 2), ([[one, zero]], 2), ([[one, one]], 2), ([[seven, small]], 2)]
+    pages += [([[seven, two], [two, zero]], 4), ([[two, zero, seven]] * 3, 9)]
+    for page, number in pages:
+        with pytest.raises(ValueError, match=f"{number} digits; cut out one"):
+            read_digit(network, np.block(page))
+
+
+def test_hardly_any_single_digit_is_taken_for_several(mnist):
+    refused = 0
+    for image in mnist[0][0][:300].numpy():
+        try:
+            prepare(image)
+        except ValueError:
+            refused += 1
+    assert refused <= 1
 
 
 @pytest.mark.filterwarnings("error")
@@ -131,6 +203,8 @@ def test_what_is_no_picture_is_named(network, tmp_path):
         (np.full((28, 28), np.nan), r"float array must hold values in \[0, 1\]"),
         (np.zeros((28, 28), np.int64), "uint8, bool or float, got int64"),
         (7, "a path, a PIL image or an array, not int"),
+        (b"not an image", "the picture is no image"),
+        ("https://example.com/7.png", "is an address; download the picture"),
     ]
     example = Path("own_digit/example.jpg").read_bytes()
     for name, content in {"a.png": b"not an image", "b.jpg": example[:9000], "c.pgm": b"P2 9 9 255 1 two"}.items():
@@ -139,6 +213,9 @@ def test_what_is_no_picture_is_named(network, tmp_path):
     for picture, message in wrong:
         with pytest.raises(ValueError, match=message):
             read_digit(network, picture)
+    Image.new("1", (20_000, 10_050)).save(tmp_path / "huge.png")
+    with pytest.raises(ValueError, match="huge.png is too large; scale it down to less than 178 megapixels"):
+        read_digit(network, tmp_path / "huge.png")
     with pytest.raises(FileNotFoundError):
         read_digit(network, tmp_path / "missing.png")
 
