@@ -201,7 +201,7 @@ def step_epoch(scheduler: LRScheduler | None, loss: float, accuracy: float) -> N
 
 
 @torch.no_grad()
-def run(network: nn.Module, images: Tensor, batch_size: int = 250) -> Tensor:
+def outputs(network: nn.Module, images: Tensor, batch_size: int = 250) -> Tensor:
     """What the network returns in evaluation mode, [N, 10], for uint8 images [N, 28, 28], in their order."""
     network.eval()
     return torch.cat([network(normalize(batch)) for batch in images.split(batch_size)])
@@ -209,14 +209,14 @@ def run(network: nn.Module, images: Tensor, batch_size: int = 250) -> Tensor:
 
 def predict(network: nn.Module, images: Tensor) -> Tensor:
     """Log-probabilities [N, 10] of uint8 images [N, 28, 28]: log-softmax makes them of scores, or leaves them."""
-    return F.log_softmax(run(network, images), dim=1)
+    return F.log_softmax(outputs(network, images), dim=1)
 
 
 def evaluate(
     network: nn.Module, images: Tensor, labels: Tensor, loss_fn: Loss = F.cross_entropy
 ) -> tuple[float, float]:
     """(loss, accuracy) over all images, without augmentation."""
-    output = run(network, images)
+    output = outputs(network, images)
     return loss_fn(output, labels).item(), (output.argmax(1) == labels).sum().item() / len(images)
 
 

@@ -8,7 +8,6 @@ line prints all trials instead, of which results/README.md shows the best.
 """
 
 import argparse
-import re
 from collections.abc import Callable, Iterable
 from statistics import mean, median, stdev
 
@@ -217,8 +216,9 @@ PAGES: dict[str, tuple[Callable[[], str], ...]] = {
 def updated(text: str, tables: Iterable[Callable[[], str]]) -> str:
     """The `text` of a page with each of its `tables` written again; `ValueError` if it does not have it once."""
     for table in tables:
-        start, end = re.split(rf"(?<=<!-- {table.__name__} -->\n).*?(?=<!-- end -->)", text, flags=re.S)
-        text = f"{start}{table()}\n{end}"
+        mark = f"<!-- {table.__name__} -->"
+        before, after = text.split(mark)
+        text = f"{before}{mark}\n{table()}\n<!-- end -->{after.partition('<!-- end -->')[2]}"
     return text
 
 

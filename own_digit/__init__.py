@@ -43,7 +43,8 @@ def read_digit(network: nn.Module, picture: Picture) -> Reading:
     """
     image = prepare(picture)
     device = next(network.parameters()).device
-    probabilities = predict(network, image[None].to(device))[0].exp().cpu()
+    pair = torch.stack([image, image]).to(device)  # a network that squeezes its output takes no single image
+    probabilities = predict(network, pair)[0].exp().cpu()
     return Reading(int(probabilities.argmax()), probabilities, image)
 
 
