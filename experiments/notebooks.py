@@ -68,7 +68,7 @@ def main() -> None:
             storage.save_text(ROOT / f"{name}.ipynb", nbformat.writes(notebook) + "\n")
             save_pictures(notebook)
         if "A6" in names:
-            record = storage.load_record(clone / "runs" / "reference.json")
+            record = storage.load_record(clone / "runs" / "record.json")
             command = shlex.join(["python", "-m", "experiments.notebooks", *sys.argv[1:]])
             storage.save_record(RESULTS / "notebook.json", record | dict(command=command))
             storage.save_bytes(RESULTS / "weights.pt", (clone / "runs" / "weights.pt").read_bytes())

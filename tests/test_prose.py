@@ -69,8 +69,8 @@ def claims() -> dict[str, list[str]]:
         "results/README.md": [f"about {100 * (0.995 * 0.005 / 10_000) ** 0.5:.2f} points at 99.5%"],
         "A6.ipynb": [
             f"was run with {seeds} seeds",
-            f"tens of seeds ended at {tens.replace('% and', ' and')}",
-            f"standard error 0.07 points, against {100 * stdev(reference):.2f} between seeds",
+            f"rounded differently, ended at {tens.replace('% and', ' and')}",
+            f"than another seed does, by about {100 * stdev(reference):.2f}",
             f"Of {pasted['digits']} test digits pasted into each of {len(right)} kinds of pictures",
             f"it reads [{min(right)} or more](results/README.md#your-own-digit)",
             f"hold {sum(part.weight.numel() for part in wide) / parameters(network):.0%} of the parameters",
