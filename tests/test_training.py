@@ -204,6 +204,10 @@ def test_nothing_rests_on_asserts():
     assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.startswith("Sequential(")
 
 
+NEEDS_DRIVER = torch.__version__ < "2.7" and not torch.cuda.is_available()
+
+
+@pytest.mark.skipif(NEEDS_DRIVER, reason="torch 2.6 needs a driver even for fake tensors")
 def test_all_stays_on_the_device_of_the_images():
     """No GPU is needed: fake tensors know their device, and mixing two fails as it would there."""
     with FakeTensorMode(), torch.device("cuda"), torch.no_grad():
