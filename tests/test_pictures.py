@@ -29,7 +29,7 @@ def test_the_source_that_is_shown_is_that_of_the_edited_file(tmp_path, monkeypat
     path.write_text("def other():\n    return 2\n\n\ndef first():\n    return 3\n", encoding="utf-8")
     importlib.reload(edited)
     assert plots.source(edited.first).data == "```python\ndef first():\n    return 3\n```"
-    exec("class Pasted: pass", namespace := dict(__name__="__main__"))
+    exec("class Pasted: pass", namespace := dict(__name__="cell"))
     assert plots.source(edited.first, namespace["Pasted"]).data == plots.source(edited.first).data
 
 
