@@ -90,18 +90,18 @@ def record(network: nn.Module, batch: int, size: int = 28) -> Run:
             output = network(images)
     except Exception as error:
         raise ValueError(f"the network fails on images {list(images.shape)}: {error}") from error
-    used, made, calls = _ids(_tensors([output])), {id(images)}, []
+    used, behind = _ids(_tensors([output])), []  # the calls that the output depends on, the last one first
     for call in reversed(recorder.calls):
         if used & _ids(call.outputs()):
             used |= _ids(call.inputs())
-            calls.insert(0, call)
+            behind.append(call)
     if isinstance(output, Tensor) and id(images) not in used:
         raise ValueError("what the network does cannot be seen; is it scripted?")
-    for call in [*calls]:
+    made, calls = {id(images)}, []
+    for call in reversed(behind):
         if made & _ids(call.inputs()):
             made |= _ids(call.outputs())
-        else:
-            calls.remove(call)
+            calls.append(call)
     return Run(images, output, calls, {call.function for call in recorder.calls}, used)
 
 

@@ -62,6 +62,22 @@ def test_requirements_of_a_training_are_those_of_its_history():
         requirements(Net(), {})
 
 
+class Scaled(nn.Module):
+    """Weights that go through the same functions as the images."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.scale = nn.Conv2d(1, 10, 3), nn.Parameter(torch.ones(10, 1, 1))
+
+    def forward(self, x):
+        return (self.conv(x).relu() * self.scale.relu()).mean((2, 3))
+
+
+def test_calls_on_weights_alone_are_no_part_of_the_images_way():
+    assert requirements(Scaled())[0] == ("✓", "parameters: 110 < 20,000")
+    assert [row["r_out"] for row in receptive_field(Scaled())[0]] == [3]
+
+
 def test_probabilities_are_no_scores():
     network = nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.Softmax(1))
     assert requirements(network)[-1] == ("✗", "returns probabilities; try F.log_softmax in place of softmax, or scores")
@@ -176,7 +192,6 @@ def test_any_network_goes_through_the_notebook(text, mnist, tmp_path, monkeypatc
     (images, labels), (test_images, test_labels) = mnist
     few = (images[:1280], labels[:1280]), (test_images[:300], test_labels[:300])
     monkeypatch.setattr(utils, "load_mnist", lambda *_: few)
-    monkeypatch.chdir(ROOT)
     left = run(network=text, networks=networks)
     assert len(left["history"]["test_loss"]) == 1
     torch.testing.assert_close(left["log_probabilities"].exp().sum(1), torch.ones(300))
