@@ -127,10 +127,11 @@ def hyperparameters(names: dict[str, object]) -> dict[str, int | float | str]:
     """
     found = {}
     for name, value in names.items():
-        if name.isupper() and isinstance(value, Real | str):
-            found[name.lower()] = value.item() if hasattr(value, "item") else value  # numpy's become Python's
-        if name.isupper() and isinstance(value, str) and re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", value, re.IGNORECASE):
+        if not name.isupper() or not isinstance(value, Real | str):
+            continue
+        if isinstance(value, str) and re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", value, re.IGNORECASE):
             raise TypeError(f"{name} must be a number, not {value!r}; write 0.1 in place of 1e-1")
+        found[name.lower()] = value.item() if hasattr(value, "item") else value  # numpy's become Python's
     return found
 
 

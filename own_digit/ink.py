@@ -72,14 +72,15 @@ def find_ink(light: np.ndarray, evenly: bool) -> Found | None:
         return None
     ink = _without_lines(ink, mask)
     mask = _is_ink(ink)
-    digit, whole = _main_parts(mask)
+    depths = depth(mask)
+    digit, whole = _main_parts(mask, depths)
     if not digit.any():
         return None
     contrast = _contrast(light, digit, ~mask)
     beside = _contrast(light, digit, ~mask & ndimage.binary_dilation(digit, iterations=BESIDE))
     if min(contrast, beside) < DIGIT or border(digit).mean() > TABLE:
         return None
-    slim = max(1 - 2 * depth(mask)[digit].max() / max(digit[bounding_box(digit)].shape), 0.01)
+    slim = max(1 - 2 * depths[digit].max() / max(digit[bounding_box(digit)].shape), 0.01)
     on_paper = 1 - border(mask).mean() / 2
     whole *= CUT_OFF if border(digit).any() else 1
     return Found((slim * on_paper * whole) ** 2 * (1 if evenly else UNEVEN), contrast, ink, mask, digit)
@@ -94,8 +95,8 @@ def _is_ink(ink: np.ndarray) -> np.ndarray:
     return ink > max(threshold_otsu(ink), FAINTEST)
 
 
-def _main_parts(mask: np.ndarray) -> tuple[np.ndarray, float]:
-    """Where the parts of `mask` are that make up a digit, and the share of the main one; nowhere if all is noise.
+def _main_parts(mask: np.ndarray, depths: np.ndarray) -> tuple[np.ndarray, float]:
+    """Where the parts of `mask`, of those `depths`, make up a digit, and the main one's share; nowhere if all is noise.
 
     The longest part that is slim is the digit's, and all that is no speck, no blot, no hole and no line below it.
     """
@@ -103,7 +104,7 @@ def _main_parts(mask: np.ndarray) -> tuple[np.ndarray, float]:
     areas = np.bincount(regions.ravel())
     areas[0] = 0
     regions[areas[regions] < np.sort(areas)[-30:][0]] = 0  # the 30 largest will do
-    parts = _without_underline(_on_paper(regionprops(regions, depth(mask)), mask.shape))
+    parts = _without_underline(_on_paper(regionprops(regions, depths), mask.shape))
     areas = [part.area for part in parts]
     if not parts or sum(area for area in areas if area >= PIECE * max(areas)) < 0.5 * sum(areas):
         return np.zeros_like(mask), 0.0  # noise has specks of all sizes

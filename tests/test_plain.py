@@ -147,8 +147,7 @@ def test_lbfgs_on_weights_that_are_one_vector(left, network, x):
     assert optim.LBFGS(network.parameters(), max_iter=1).step(closure).isfinite()
 
 
-def test_papermill_changes_a_number(monkeypatch):
-    monkeypatch.chdir(ROOT)
+def test_papermill_changes_a_number():
     changed = parameterize_notebook(load_notebook_node(str(ROOT / "A6.ipynb")), dict(EPOCHS=2, LEARNING_RATE=0.1))
     numbers = run(changed, "training")["hyperparameters"]
     assert (numbers["epochs"], numbers["learning_rate"], numbers["batch_size"]) == (2, 0.1, 128)

@@ -14,6 +14,7 @@ from conftest import ROOT
 from experiments import report
 from experiments.pasted import REFUSED
 from experiments.recipes import RECIPES, make_network
+from experiments.study import size
 from inspection import GOAL
 from model import Net
 
@@ -28,10 +29,6 @@ def prose(page: str) -> str:
         cells = nbformat.reads(text, as_version=4).cells
         text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
     return " ".join(text.split())
-
-
-def parameters(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def multiplications(recipe: str) -> int:
@@ -50,12 +47,13 @@ def fewest(enough: Callable[[list[float]], float], taught: bool) -> str:
     return f"{min(reached):,}"
 
 
+@pytest.fixture(scope="module")
 def claims() -> dict[str, list[str]]:
     """What each page must say."""
     reference, network = report.finals("reference"), Net()
     seeds, tens = COUNTS[len(reference)], " and ".join(f"{mean(ten):.3%}" for ten in report.earlier("reference"))
     wide = [part for part in network.modules() if isinstance(part, nn.Conv2d) and part.weight.numel() == 16 * 16 * 9]
-    early = parameters(network.conv1) + parameters(network.conv2) + parameters(network.conv3)
+    early = size(network.conv1) + size(network.conv2) + size(network.conv3)
     large, nearly_all = (report.records(name)[0]["parameters"] for name in ("large", "small-19778"))
     trials = [
         float(row[4])
@@ -73,11 +71,11 @@ def claims() -> dict[str, list[str]]:
             f"than another seed does, by about {100 * stdev(reference):.2f}",
             f"Of {pasted['digits']} test digits pasted into each of {len(right)} kinds of pictures",
             f"it reads [{min(right)} or more](results/README.md#your-own-digit)",
-            f"hold {sum(part.weight.numel() for part in wide) / parameters(network):.0%} of the parameters",
+            f"hold {sum(part.weight.numel() for part in wide) / size(network):.0%} of the parameters",
         ],
         "beyond.ipynb": [
             f"a probability of up to {1 - 0.95 ** len(report.ablations()):.0%}",
-            f"spends {early / parameters(network):.0%} of them on images of 22 to 26 pixels",
+            f"spends {early / size(network):.0%} of them on images of 22 to 26 pixels",
             f"costs {22**2} to {26**2} multiplications",
             f"has nearly {COUNTS[round(large / nearly_all)]} times as many",
             f"above the goal are {fewest(mean, True)} with a teacher and {fewest(mean, False)} without",
@@ -88,9 +86,9 @@ def claims() -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("page", ["README.md", "results/README.md", "A6.ipynb", "beyond.ipynb"])
-def test_numbers_in_the_text_are_those_of_the_records(page):
+def test_numbers_in_the_text_are_those_of_the_records(claims, page):
     text = prose(page)
-    assert [claim for claim in claims()[page] if claim not in text] == []
+    assert [claim for claim in claims[page] if claim not in text] == []
 
 
 def test_what_is_said_without_a_number_holds():
