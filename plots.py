@@ -273,6 +273,7 @@ def interval(points: np.ndarray) -> float:
 def seeds(finals: list[float], goal: float, reference: float, this_run: float) -> Figure:
     """Final accuracies (fractions) of the recorded seeds, their mean with its 95% interval, and two other runs."""
     points = 100 * np.array(finals)
+    heights = 0.16 * stack(points)
     above = sum(final > goal for final in finals)
     title = f"{above} of {len(finals)} seeds end above {goal:.1%}; the mean of all is {points.mean():.2f}%"
     figure, (axes,) = subplots(1, 1, 2.9, title)
@@ -280,13 +281,14 @@ def seeds(finals: list[float], goal: float, reference: float, this_run: float) -
     high = 100 * max(*finals, reference, this_run) + 0.03
     axes.axvline(100 * goal, color=GREEN, linestyle="--", label=f"goal {goal:.1%}")
     axes.axvline(100 * reference, color=PURPLE, linestyle=":", label=f"reference solution, one run: {reference:.2%}")
-    axes.plot(points, 0.16 * stack(points), "o", color=BLUE, markersize=8, label="one recorded seed each")
+    axes.plot(points, heights, "o", color=BLUE, markersize=8, label="one recorded seed each")
     bar = dict(fmt="D", color="black", capsize=6, label="mean and its 95% interval")
     axes.errorbar(points.mean(), -0.25, xerr=interval(points), **bar)
     outside = " (off the axis)" if 100 * this_run < low else ""
     this = dict(color=RED, markersize=15, linestyle="none", label=f"this notebook: {this_run:.2%}{outside}")
     axes.plot(100 * this_run, -0.55, "*", **this)
-    axes.set(xlim=(low, high), ylim=(-0.8, 0.7), yticks=[], xlabel="test accuracy after the last epoch (%)")
+    axes.set(xlim=(low, high), ylim=(-0.8, max(0.7, heights.max() + 0.1)), yticks=[])
+    axes.set_xlabel("test accuracy after the last epoch (%)")
     axes.xaxis.set_major_locator(MultipleLocator(0.05))
     axes.spines["left"].set_visible(False)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
