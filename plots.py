@@ -188,31 +188,32 @@ def curves(history: History, goal: float) -> Figure:
 
 @style
 def predictions(images: Tensor, labels: Tensor, log_probabilities: Tensor, title: str = "") -> Figure:
-    """All `images`, eight a row, titled with the network's guess and its confidence; true → guess, in red, if wrong."""
-    confidences, guesses = log_probabilities.exp().max(1)
-    correct = int((guesses == labels).sum())
+    """All `images`, eight a row, titled with predicted digit and confidence; true → predicted, in red, if wrong."""
+    confidences, predicted = log_probabilities.exp().max(1)
+    correct = int((predicted == labels).sum())
     rows = max(math.ceil(len(images) / 8), 1)
-    title = title or f"{correct} of {len(images)} test images read correctly: guess (confidence), or true → guess"
+    about = "predicted digit (confidence); if wrong, true → predicted"
+    title = title or f"{correct} of {len(images)} test images classified correctly: {about}"
     figure, axes = subplots(rows, 8, 0.6 + 1.5 * rows, title)
     for panel in axes[len(images) :]:
         panel.set_axis_off()
-    for panel, image, true, guess, confidence in zip(
-        axes, images, labels.tolist(), guesses.tolist(), confidences.tolist()
+    for panel, image, true, digit, confidence in zip(
+        axes, images, labels.tolist(), predicted.tolist(), confidences.tolist()
     ):
         _picture(panel, image)
-        text = f"{guess} ({confidence:.0%})" if guess == true else f"{true} → {guess} ({confidence:.0%})"
-        panel.set_title(text, color=GREEN if guess == true else RED, fontsize=11)
+        text = f"{digit} ({confidence:.0%})" if digit == true else f"{true} → {digit} ({confidence:.0%})"
+        panel.set_title(text, color=GREEN if digit == true else RED, fontsize=11)
     return figure
 
 
 def misclassified(images: Tensor, labels: Tensor, log_probabilities: Tensor, limit: int = 96) -> Figure:
     """Every wrongly classified image (up to `limit`), the most confident mistakes first."""
-    confidence, guesses = log_probabilities.max(1)
-    wrong = (guesses != labels).nonzero()[:, 0]
+    confidence, predicted = log_probabilities.max(1)
+    wrong = (predicted != labels).nonzero()[:, 0]
     wrong = wrong[confidence[wrong].argsort(descending=True)]
     shown = wrong[:limit]
     which = f"All {len(wrong)}" if len(shown) == len(wrong) else f"The {limit} most confident of {len(wrong):,}"
-    title = f"{which} mistakes among {len(labels):,} test images: true → guess (confidence)"
+    title = f"{which} mistakes among {len(labels):,} test images: true → predicted (confidence)"
     return predictions(images[shown], labels[shown], log_probabilities[shown], title)
 
 
@@ -227,10 +228,10 @@ def confusion_matrix(labels: Tensor, log_probabilities: Tensor) -> Figure:
     figure, (axes,) = subplots(1, 1, 6.6, title)
     axes.imshow(mistakes.numpy(), cmap="Oranges", vmin=0, vmax=1.5 * most)
     for true, row in enumerate(counts.tolist()):
-        for guess, count in enumerate(row):
+        for digit, count in enumerate(row):
             if count:
-                correct = dict(color=GREEN, weight="bold") if guess == true else {}
-                axes.text(guess, true, f"{count:,}", ha="center", va="center", **correct)
+                correct = dict(color=GREEN, weight="bold") if digit == true else {}
+                axes.text(digit, true, f"{count:,}", ha="center", va="center", **correct)
         if sum(row):
             axes.text(9.8, true, f"{row[true] / sum(row):.1%} of {sum(row):,}", va="center")
     axes.text(9.8, -0.8, "correct", va="center", weight="bold")
@@ -303,7 +304,7 @@ def reading(image: Tensor, probabilities: Tensor) -> Figure:
     figure, (left, right) = subplots(1, 2, 3.8, title, width_ratios=[1, 1.6])
     _picture(left, image)
     left.set_title("what it was shown")
-    bars = right.barh(range(10), percent, color=[RED if guess == digit else BLUE for guess in range(10)])
+    bars = right.barh(range(10), percent, color=[RED if other == digit else BLUE for other in range(10)])
     right.bar_label(bars, fmt="%.1f%%", padding=4)
     right.set(xlabel="probability (%)", ylabel="digit", yticks=range(10), xlim=(0, 115), xticks=range(0, 101, 20))
     right.invert_yaxis()

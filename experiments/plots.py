@@ -150,8 +150,8 @@ def calibration(labels: Tensor, log_probabilities: Tensor) -> Figure:
 
     Source: C. Guo et al., On Calibration of Modern Neural Networks, ICML 2017, https://arxiv.org/abs/1706.04599
     """
-    confidence, guesses = log_probabilities.exp().max(1)
-    correct = guesses == labels
+    confidence, predicted = log_probabilities.exp().max(1)
+    correct = predicted == labels
     bins = (confidence * 10).long().clamp(max=9)
     title = f"Calibration: mean confidence {confidence.mean():.2%}, accuracy {correct.float().mean():.2%}"
     figure, (axes,) = subplots(1, 1, 5, title)

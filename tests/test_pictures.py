@@ -14,9 +14,9 @@ from model import Net
 LABELS = torch.arange(40) % 10
 LOG_PROBABILITIES = torch.full((40, 10), 0.01)
 LOG_PROBABILITIES[torch.arange(40), LABELS] = 0.91
-for index, guess, confidence in ((3, 8, 0.6), (17, 1, 0.9), (30, 6, 0.7)):  # the mistakes
+for index, predicted, confidence in ((3, 8, 0.6), (17, 1, 0.9), (30, 6, 0.7)):  # the mistakes
     LOG_PROBABILITIES[index] = (1 - confidence) / 9
-    LOG_PROBABILITIES[index, guess] = confidence
+    LOG_PROBABILITIES[index, predicted] = confidence
 LOG_PROBABILITIES.log_()
 
 
@@ -111,7 +111,7 @@ def test_predictions_mark_right_and_wrong_and_mistakes_come_most_confident_first
     np.testing.assert_array_equal(images_of(figure), images[[17, 30]])
 
 
-def test_confusion_matrix_counts_truth_by_guess_and_gives_each_row_its_accuracy():
+def test_confusion_matrix_counts_true_by_predicted_digits_and_gives_each_row_its_accuracy():
     figure = plots.confusion_matrix(LABELS, LOG_PROBABILITIES)
     texts = {text.get_position()[::-1]: text.get_text() for text in figure.axes[0].texts}
     counts = {place: int(text) for place, text in texts.items() if place[1] < 9.5}
