@@ -293,9 +293,9 @@ def _dropout(run: Run) -> tuple[str, str]:
             rates.add(call.args[5])
     active = " and ".join(f"{rate:g}" for rate in sorted(rates) if rate > 0)
     if active:
-        return "✓", f"dropout, at a rate of {active}"
+        return "✓", f"dropout, p = {active}"
     if any("dropout" in call.function for call in run.calls):
-        return "–", "dropout: layers present, rate 0: inactive"
+        return "–", "dropout: layers present, p = 0: inactive"
     if any("dropout" in function for function in run.called):
         return "–", "dropout: called, but its result is not used"
     return "✗", "no dropout; try nn.Dropout2d(0.05)"

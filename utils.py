@@ -29,7 +29,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]  # of what the network returns [B, 10]
 History = dict[str, list[float]]  # name of a quantity → its value after each epoch; accuracies are in [0, 1]
 RESULTS = (  # of an epoch, as they are printed
     "train loss {train_loss:.4f}, {train_accuracy:.2%}   "
-    "test loss {test_loss:.4f}, {test_accuracy:.2%}   rate {learning_rate:.3g}   {seconds:.1f} s"
+    "test loss {test_loss:.4f}, {test_accuracy:.2%}   lr {learning_rate:.3g}   {seconds:.1f} s"
 )
 EVERY_BATCH = OneCycleLR, CyclicLR  # the schedulers that step after every batch; all others step after every epoch
 

@@ -69,8 +69,9 @@ def claims() -> dict[str, list[str]]:
             f"was run with {seeds} seeds",
             f"rounded differently, ended at {tens.replace('% and', ' and')}",
             f"than another seed does, by about {100 * stdev(reference):.2f}",
-            f"Of {pasted['digits']} test digits pasted into each of {len(right)} kinds of pictures",
-            f"it reads [{min(right)} or more](results/README.md#your-own-digit)",
+            f"Of {pasted['digits']} test digits that the network classifies correctly",
+            f"pasted into each of {len(right)} kinds of pictures",
+            f"it still reads [{min(right)} or more](results/README.md#your-own-digit)",
             f"hold {sum(part.weight.numel() for part in wide) / size(network):.0%} of the parameters",
         ],
         "beyond.ipynb": [
@@ -79,7 +80,8 @@ def claims() -> dict[str, list[str]]:
             f"costs {22**2} to {26**2} multiplications",
             f"has nearly {COUNTS[round(large / nearly_all)]} times as many",
             f"above the goal are {fewest(mean, True)} with a teacher and {fewest(mean, False)} without",
-            f"they are {fewest(min, True)}, a fifth of the reference solution's, and again {fewest(min, False)}",
+            f"they are {fewest(min, True)} with a teacher, a fifth of the reference solution's",
+            f"and again {fewest(min, False)} without",
             f"validation losses of {min(trials)} to {max(trials)}",
         ],
     }
