@@ -20,6 +20,7 @@ from model import Net
 
 COUNTS = {8: "eight", 9: "nine", 10: "ten", 12: "twelve", 20: "twenty", 30: "thirty"}
 COSTLY = "dropout 0.1", "constant learning rate", "no augmentation", "fully connected layer"
+BARELY = "dropout 0.05", "bilinear interpolation"  # cost accuracy, too, but ten seeds of the reference do not show it
 
 
 def prose(page: str) -> str:
@@ -51,7 +52,7 @@ def fewest(enough: Callable[[list[float]], float], taught: bool) -> str:
 def claims() -> dict[str, list[str]]:
     """What each page must say."""
     reference, network = report.finals("reference"), Net()
-    seeds, tens = COUNTS[len(reference)], " and ".join(f"{mean(ten):.3%}" for ten in report.earlier("reference"))
+    seeds, (one, other) = COUNTS[len(reference)], (mean(ten) for ten in report.earlier("reference"))
     wide = [part for part in network.modules() if isinstance(part, nn.Conv2d) and part.weight.numel() == 16 * 16 * 9]
     early = size(network.conv1) + size(network.conv2) + size(network.conv3)
     large, nearly_all = (report.records(name)[0]["parameters"] for name in ("large", "small-19778"))
@@ -64,10 +65,14 @@ def claims() -> dict[str, list[str]]:
     right = [kind["right"] for name, kind in pasted["kinds"].items() if name not in REFUSED]
     return {
         "README.md": [f"was run with {seeds} seeds", f"Final test accuracy of {seeds} seeds"],
-        "results/README.md": [f"about {100 * (0.995 * 0.005 / 10_000) ** 0.5:.2f} points at 99.5%"],
+        "results/README.md": [
+            f"about {100 * (0.995 * 0.005 / 10_000) ** 0.5:.2f} points at 99.5%",
+            f"than the seeds of the reference recipe do, by about {100 * stdev(reference):.2f}",
+        ],
         "A6.ipynb": [
             f"was run with {seeds} seeds",
-            f"rounded differently, ended at {tens.replace('% and', ' and')}",
+            f"The first ten had means of {100 * one:.3f} and {other:.3%} under",
+            f"and have {mean(reference[:10]):.3%} now",
             f"than another seed does, by about {100 * stdev(reference):.2f}",
             f"Of {pasted['digits']} test digits that the network classifies correctly",
             f"pasted into each of {len(right)} kinds of pictures",
@@ -97,9 +102,11 @@ def test_what_is_said_without_a_number_holds():
     reference, ablations = report.finals("reference"), report.ablations()
     intervals = {title: report.welch(values, reference)[1:] for title, values in ablations.items()}
     costly = {title for title, (_, high) in intervals.items() if high < 0 and "normalization" not in title}
-    assert costly == set(COSTLY) and not [title for title, (low, _) in intervals.items() if low > 0]
+    assert costly == {*COSTLY, *BARELY} and not [title for title, (low, _) in intervals.items() if low > 0]
     assert min(ablations, key=lambda title: mean(ablations[title])).endswith("(8 of 10 seeds learned)")
-    assert max(COSTLY, key=lambda title: intervals[title][1]) == "fully connected layer"
+    for title in BARELY:
+        _, low, high = report.welch(ablations[title], reference[:10])
+        assert low < 0 < high and intervals[title][1] > max(intervals[name][1] for name in COSTLY)
     assert min(report.finals("one-cycle-elastic")) > 0.995 and min(report.finals("fast-strided")) > GOAL
     assert multiplications("small-9710") / multiplications("one-cycle") == pytest.approx(0.4, abs=0.05)
     for name, other in [("one-cycle-elastic", "one-cycle"), ("small-9710", "one-cycle")]:
