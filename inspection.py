@@ -64,7 +64,8 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(self, function: Callable, types: object, args: tuple = (), kwargs: dict | None = None):
         result = function(*args, **(kwargs or {}))
         name = getattr(function, "__name__", str(function)).strip("_")  # relu_ is relu, in place
-        self.calls.append(Call(self.running[-1], name, args, kwargs or {}, result))
+        changed = args[0] if name == "setitem" else result  # x[...] = y returns nothing, and changes x
+        self.calls.append(Call(self.running[-1], name, args, kwargs or {}, changed))
         return result
 
 
@@ -148,13 +149,13 @@ def receptive_field(network: nn.Module, size: int = 28) -> tuple[list[dict[str, 
     """
     with borrowed(network, training=False) as trial:
         run = record(trial, batch=2, size=size)
-        containers = [name for name, layer in trial.named_modules() if any(layer.children())]
+        containers = [name for name, layer in trial.named_modules() if not name or any(layer.children())]
     windows, ending = _windows(run)
     rows, r, n, j = [], 1, size, 1
     for call, (k, s, p) in windows:
         name = f"{call.layer}.{call.function}".strip(".") if call.layer in containers else call.layer
         row = dict(layer=name, r_in=r, n_in=n, j_in=j, k=k, s=s, p=p)
-        r, n, j = r + (k - 1) * j, call.result.shape[-1], j * s
+        r, n, j = r + (k - 1) * j, call.outputs()[0].shape[-1], j * s
         rows.append(row | dict(r_out=r, n_out=n, j_out=j))
     children = [row["layer"].split(".")[0] for row in rows]
     for row, child in zip(rows, children):
@@ -193,7 +194,7 @@ def _windows(run: Run) -> tuple[list[tuple[Call, tuple[int, int, int]]], str]:
 
 def _window(call: Call, n: int) -> tuple[int, int, int] | None:
     """(kernel extent, stride, padding) of a call with n input pixels along each axis; None where it is not known."""
-    size, padding, dilation = call.result.shape[-1], 0, 1
+    (height, size), padding, dilation = call.outputs()[0].shape[-2:], 0, 1
     if call.function == "conv2d":
         kernel, stride = call.argument(1, "weight").shape[2:], call.argument(3, "stride", 1)
         padding, dilation = call.argument(4, "padding", 0), call.argument(5, "dilation", 1)
@@ -208,7 +209,7 @@ def _window(call: Call, n: int) -> tuple[int, int, int] | None:
     else:
         return None
     k, s, d = _side(kernel), _side(stride), _side(dilation)
-    if not (k and s and d) or call.result.shape[-2] != size:
+    if not (k and s and d) or height != size:
         return None
     k = d * (k - 1) + 1
     p = dict(same=(k - 1) // 2, valid=0)[padding] if isinstance(padding, str) else _side(padding)
@@ -230,15 +231,18 @@ GOAL, BUDGET, EPOCHS = 0.994, 20_000, 20  # test accuracy to exceed; parameters 
 def requirements(network: nn.Module, history: dict[str, list[float]] | None = None) -> list[tuple[str, str]]:
     """What is found of each requirement of the assignment: (mark, text), the mark ✓, ✗, or – for what is optional.
 
-    Read from a training step of the network, which is left as it was, and from the `history` of a training, if any.
+    Read from a training step and a prediction of the network, which is left as it was, and from the `history` of a
+    training, if any.
     Raises `ValueError` for a network that does not return [B, 10] for images [B, 1, 28, 28] or has no parameters.
     """
     with borrowed(network, training=True) as trial:
         run = record(trial, batch=64)
         _check_scores(run.output, 64)
-        parameters = _parameters(trial, run.used)
+    with borrowed(network, training=False) as trial:
+        prediction = record(trial, batch=64)
+        parameters = _parameters(trial, run, prediction)
     found = [parameters, _batch_normalization(run), _dropout(run), _head(run.calls)]
-    if run.output.min() >= 0 and _sums_to_one(run.output):
+    if any(output.min() >= 0 and _sums_to_one(output) for output in (run.output, prediction.output)):
         found.append(("✗", "returns probabilities; try F.log_softmax in place of softmax, or scores"))
     if history is not None:
         if not history:
@@ -261,12 +265,16 @@ def _checked(met: bool, requirement: str, advice: str) -> tuple[str, str]:
     return ("✓", requirement) if met else ("✗", f"{requirement}; try {advice}")
 
 
-def _parameters(trial: nn.Module, used: set[int]) -> tuple[str, str]:
-    """Those `used` are counted, the others named."""
+def _parameters(trial: nn.Module, *runs: Run) -> tuple[str, str]:
+    """Those used in any of the `runs` are counted, the others named; all that are used must be the network's."""
     parameters = dict(trial.named_parameters())
+    inputs = [tensor for run in runs for call in run.calls for tensor in call.inputs()]
+    trainable = {id(tensor) for tensor in inputs if isinstance(tensor, nn.Parameter) and tensor.requires_grad}
+    if trainable - _ids(list(parameters.values())):
+        return "✗", "parameters: some are used, but not registered or trained; try nn.ModuleList in place of a list"
     if not parameters:
         raise ValueError("the network has no parameters that training could change")
-    unused = [name for name, parameter in parameters.items() if id(parameter) not in used]
+    unused = [name for name, parameter in parameters.items() if all(id(parameter) not in run.used for run in runs)]
     rest = sum(parameters[name].numel() for name in unused)
     count = sum(parameter.numel() for parameter in parameters.values()) - rest
     text = f"parameters: {count:,} < {BUDGET:,}"
@@ -289,8 +297,9 @@ def _dropout(run: Run) -> tuple[str, str]:
     for call in run.calls:
         if "dropout" in call.function and call.argument(2, "training", call.kwargs.get("train", True)):
             rates.add(call.argument(1, "p", 0.5))
-        if call.function in ("lstm", "gru") and call.args[6]:
-            rates.add(call.args[5])
+        if call.function in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+            _, _, _, _, layers, p, training, *_ = call.args
+            rates.add(p if training and layers > 1 else 0)
     active = " and ".join(f"{rate:g}" for rate in sorted(rates) if rate > 0)
     if active:
         return "✓", f"dropout, p = {active}"
@@ -356,7 +365,8 @@ def feature_maps(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
     ]
     hooks = [layer.register_forward_hook(partial(keep, name)) for name, layer in convolutional]
     try:
-        network.eval()(x)
+        network.eval()
+        network(x)
     finally:
         for hook in hooks:
             hook.remove()

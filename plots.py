@@ -53,7 +53,7 @@ def subplots(rows: int, columns: int, height: float, title: str, **options: obje
 
 def _picture(axes: Axes, image: Tensor, **options: object) -> None:
     """One `image` or feature map [H, W], thinly framed, as light digits hide where the image ends."""
-    axes.imshow(image.cpu().numpy(), **(options or dict(cmap="gray_r", vmin=0, vmax=255)))
+    axes.imshow(image.float().cpu().numpy(), **(options or dict(cmap="gray_r", vmin=0, vmax=255)))
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set(visible=True, color=GRAY, linewidth=0.5)
 
@@ -149,7 +149,7 @@ def by_epoch(axes: Axes, name: str, lines: dict[str, list[float]], goal: float) 
     for (label, values), color, marker in zip(lines.items(), (BLUE, RED), ("o", "s")):
         scaled = [scale * value for value in values]
         axes.plot(range(1, len(values) + 1), scaled, color=color, marker=marker, markersize=5, label=label)
-    units = dict(loss="cross entropy (nats, logarithmic scale)", accuracy="accuracy (%)", rate="at the epoch's start")
+    units = dict(loss="mean loss (logarithmic scale)", accuracy="accuracy (%)", rate="at the epoch's start")
     axes.set(title=name.capitalize(), xlabel="epoch", ylabel=units[kind])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if kind == "loss":
@@ -174,7 +174,7 @@ def curves(history: History, goal: float) -> Figure:
     final, rates = history["test_accuracy"][-1], history["learning_rate"]
     figure, panels = subplots(1, 2, 4.8, f"Test accuracy after epoch {len(rates)}: {final:.2%}")
     drops = [epoch for epoch in range(1, len(rates)) if rates[epoch] < rates[epoch - 1] / 2]
-    label = "learning rate " + " → ".join(f"{rates[epoch]:g}" for epoch in [0, *drops])
+    label = "learning rate " + ", ".join(f"{rates[epoch - 1]:.3g} → {rates[epoch]:.3g}" for epoch in drops)
     for axes, name in zip(panels, ("loss", "accuracy")):
         lines = {"train (augmented images)": history[f"train_{name}"], "test": history[f"test_{name}"]}
         by_epoch(axes, name, lines, goal)

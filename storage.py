@@ -21,6 +21,7 @@ from types import ModuleType
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -84,20 +85,28 @@ def unwrapped(network: nn.Module) -> nn.Module:
 def borrowed(network: nn.Module, training: bool) -> Iterator[nn.Module]:
     """The unwrapped network in training or evaluation mode, with fixed random numbers; all is put back afterwards.
 
-    A copy would need none of that, but weights that are computed, as by pruning, cannot be copied.
+    A copy would need none of that, but weights that are computed, as by pruning, cannot be copied. `ValueError` for
+    lazy layers, whose first call draws their weights: the fixed random numbers would make them the same for every seed.
     """
     network = unwrapped(network)
-    modes = [(layer, layer.training) for layer in network.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    if any(is_lazy(tensor) for tensor in [*network.parameters(), *network.buffers()]):
+        raise ValueError("lazy layers have no weights yet: call network(torch.zeros(2, 1, 28, 28)) once")
+    attributes = [(layer, dict(vars(layer))) for layer in network.modules()]
+    buffers = [
+        (layer, name, buffer, buffer.clone())
+        for layer in network.modules()
+        for name, buffer in layer.named_buffers(recurse=False)
+    ]
     states = [(generator, generator.get_rng_state()) for generator in _generators().values()]
     torch.manual_seed(0)
     try:
-        yield network.train(training)
+        network.train(training)
+        yield network
     finally:
-        for layer, mode in modes:
-            layer.training = mode
-        for buffer, values in buffers:
-            buffer.copy_(values)
+        for layer, before in attributes:
+            vars(layer).update(before)  # the mode, and what `forward` assigned, as batch normalization by hand does
+        for layer, name, buffer, values in buffers:
+            setattr(layer, name, buffer.copy_(values))
         for generator, state in states:
             generator.set_rng_state(state)
 
@@ -150,17 +159,21 @@ def checkpoint_path(
     """`path`-<8 hex digits>.pt, the digits a hash of what decides the run: another run is another file.
 
     That is the `settings` (plain values), network, optimizer and scheduler as they say what they are, the lesson's
-    code, and loss and gradient of the first batch under a fixed seed, which tell another `forward`, initialization,
-    augmentation or loss from this one.
+    code, and loss, gradient and prediction for the first batch under a fixed seed, which tell another `forward`,
+    initialization, augmentation or loss from this one.
     """
     with borrowed(network, training=True) as trial:
         x, y = next(iter(loader))
         loss = loss_fn(trial(x), y)
         trained = [parameter for parameter in trial.parameters() if parameter.requires_grad]
         gradients = torch.autograd.grad(loss, trained, allow_unused=True)
+        trial.eval()
+        predicted = trial(x).norm().item()
     size = sum(gradient.norm().item() for gradient in gradients if gradient is not None)
-    groups = [len(group["params"]) for group in optimizer.param_groups]
-    parts = [settings, str(network), str(optimizer), groups, scheduler, f"{loss.item():.5g}", f"{size:.4g}"]
+    numbers = f"{loss.item():.5g} {size:.4g} {predicted:.4g}"
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    groups = [[names.get(id(parameter)) for parameter in group["params"]] for group in optimizer.param_groups]
+    parts = [settings, str(network), str(optimizer), groups, scheduler, numbers]
     identity = hashlib.sha256(json.dumps(parts, sort_keys=True, default=_as_plain_value).encode())
     for module in ("model.py", "utils.py", "onednn.py"):
         identity.update((CODE / module).read_bytes())

@@ -209,7 +209,7 @@ def outputs(network: nn.Module, images: Tensor, batch_size: int = 250) -> Tensor
 
 def predict(network: nn.Module, images: Tensor) -> Tensor:
     """Log-probabilities [N, 10] of uint8 images [N, 28, 28]: log-softmax makes them of scores, or leaves them."""
-    return F.log_softmax(outputs(network, images), dim=1)
+    return F.log_softmax(outputs(network, images).float(), dim=1)
 
 
 def evaluate(

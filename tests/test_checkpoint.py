@@ -58,12 +58,20 @@ def test_a_killed_training_loses_no_epoch(tiny, tmp_path):
     assert_same(fit(*tiny, done + 1, path), fit(*tiny, done + 1))
 
 
-def path(seed=1, settings=(("epochs", 19),), augment=AUGMENT, loss_fn=F.nll_loss, make=Net, schedule=None) -> Path:
+def path(
+    seed=1,
+    settings=(("epochs", 19),),
+    augment=AUGMENT,
+    loss_fn=F.nll_loss,
+    make=Net,
+    schedule=None,
+    trained=Net.parameters,
+) -> Path:
     """The checkpoint of a training on ten images, all of whose parts are made anew."""
     torch.manual_seed(seed)
     network = make()
     loader = utils.Loader(IMAGES, torch.arange(10), 10, augment)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(trained(network), lr=0.1)
     schedule = schedule or (lambda optimizer: StepLR(optimizer, 5))
     return storage.checkpoint_path("runs/run", dict(settings), network, optimizer, schedule(optimizer), loader, loss_fn)
 
@@ -71,6 +79,13 @@ def path(seed=1, settings=(("epochs", 19),), augment=AUGMENT, loss_fn=F.nll_loss
 class Quieter(Net):
     def forward(self, x):
         return super().forward(0.9 * x)
+
+
+class Shifted(Net):
+    """Averages over a shift, but only in prediction."""
+
+    def forward(self, x):
+        return super().forward(x) if self.training else super().forward((x + x.roll(1, 3)) / 2)
 
 
 def otherwise_initialized() -> Net:
@@ -98,11 +113,14 @@ OTHER = [
     dict(settings=[("epochs", 20)]),
     dict(loss_fn=partial(F.cross_entropy, label_smoothing=0.1)),
     dict(make=Quieter),
+    dict(make=Shifted),
     dict(make=otherwise_initialized),
     dict(make=partly_frozen),
     dict(make=lambda: Net(0.1)),
     dict(augment=partial(utils.augment, zoom_probability=0.1, max_degrees=16)),
     dict(augment=lambda images: images.flip(2)),
+    dict(trained=lambda network: network.conv2.parameters()),
+    dict(trained=lambda network: network.conv3.parameters()),
     dict(schedule=lambda optimizer: StepLR(optimizer, 6)),
     dict(schedule=lambda optimizer: ExponentialLR(optimizer, 0.9)),
     dict(schedule=falling(0.5)),

@@ -2,9 +2,11 @@
 
 import random
 import re
+from contextlib import nullcontext
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import prune
 
@@ -78,9 +80,82 @@ def test_calls_on_weights_alone_are_no_part_of_the_images_way():
     assert [row["r_out"] for row in receptive_field(Scaled())[0]] == [3]
 
 
-def test_probabilities_are_no_scores():
-    network = nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.Softmax(1))
+class Careful(nn.Module):
+    """Batch normalization by hand; a part that training sometimes skips; softmax in prediction only."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3, padding=1)
+        self.third, self.last = nn.Conv2d(4, 4, 1), nn.Linear(8, 10)
+        self.steps, self.average = 0, torch.zeros(1, 8, 1, 1)
+        self.register_buffer("deviation", torch.ones(1, 8, 1, 1))
+
+    def train(self, mode=True):  # returns nothing, as many that freeze a layer do
+        super().train(mode)
+
+    def forward(self, x):
+        self.steps += 1
+        x = self.first(x)
+        if self.training:
+            self.average = 0.9 * self.average + 0.1 * x.mean((0, 2, 3), keepdim=True).detach()
+            self.deviation = 0.9 * self.deviation + 0.1 * x.std((0, 2, 3), keepdim=True).detach()
+        x = F.relu((x - self.average) / self.deviation)
+        x = x if self.training else x + self.second(x)
+        y = torch.zeros_like(x)
+        y[:, :4], y[:, 4:] = self.third(x[:, :4]), x[:, 4:]
+        x = self.last(y.mean((2, 3)))
+        return x if self.training else F.softmax(x, 1)
+
+
+def test_parts_used_only_in_training_or_only_in_prediction_count():
+    network = Careful()
+    assert requirements(network)[0] == ("✓", f"parameters: {80 + 584 + 20 + 90} < 20,000")
+    assert not returns_log_probabilities(network)
+
+
+def test_layers_in_a_plain_list_are_not_trained_and_it_is_said():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    hidden = [nn.Linear(10, 10)]
+    network.forward = lambda x: hidden[0](network[1](network[0](x)))
+    assert requirements(network)[0][0] == "✗" and "nn.ModuleList" in requirements(network)[0][1]
+
+
+def test_lazy_layers_must_be_called_before_their_seed_is_lost():
+    network = nn.Sequential(nn.LazyConv2d(10, 28), nn.LazyBatchNorm2d(), nn.Flatten())
+    with pytest.raises(ValueError, match=r"call network\(torch.zeros\(2, 1, 28, 28\)\) once"):
+        requirements(network)
+    network(torch.zeros(2, 1, 28, 28))
+    assert requirements(network)[0] == ("✓", "parameters: 7,870 < 20,000")
+
+
+@pytest.mark.parametrize("layers, mark", [(1, "✗"), (2, "✓")])
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+def test_dropout_between_recurrent_layers_needs_two(kind, layers, mark):
+    class Rows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rows, self.out = kind(28, 16, layers, batch_first=True, dropout=0.2), nn.Linear(16, 10)
+
+        def forward(self, x):
+            return self.out(self.rows(x[:, 0])[0][:, -1])
+
+    with nullcontext() if layers == 2 else pytest.warns(match="dropout"):
+        network = Rows()
+    assert requirements(network)[2][0] == mark
+
+
+@pytest.mark.parametrize("network", [nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.Softmax(1)), Careful()])
+def test_probabilities_are_no_scores(network):
     assert requirements(network)[-1] == ("✗", "returns probabilities; try F.log_softmax in place of softmax, or scores")
+
+
+def test_looking_changes_nothing_that_forward_assigns():
+    network = Careful()
+    network(torch.rand(8, 1, 28, 28))
+    before = network.average.clone(), network.deviation.clone()
+    requirements(network), receptive_field(network)
+    assert network.steps == 1 and network.training
+    assert all(map(torch.equal, before, (network.average, network.deviation)))
 
 
 def test_looking_leaves_the_network_as_it_was():
