@@ -235,12 +235,8 @@ def requirements(network: nn.Module, history: dict[str, list[float]] | None = No
     training, if any.
     Raises `ValueError` for a network that does not return [B, 10] for images [B, 1, 28, 28] or has no parameters.
     """
-    with borrowed(network, training=True) as trial:
-        run = record(trial, batch=64)
-        _check_scores(run.output, 64)
-    with borrowed(network, training=False) as trial:
-        prediction = record(trial, batch=64)
-        parameters = _parameters(trial, run, prediction)
+    run, prediction = _scores(network, training=True), _scores(network, training=False)
+    parameters = _parameters(dict(unwrapped(network).named_parameters()), run, prediction)
     found = [parameters, _batch_normalization(run), _dropout(run), _head(run.calls)]
     if any(output.min() >= 0 and _sums_to_one(output) for output in (run.output, prediction.output)):
         found.append(("✗", "returns probabilities; try F.log_softmax in place of softmax, or scores"))
@@ -254,27 +250,30 @@ def requirements(network: nn.Module, history: dict[str, list[float]] | None = No
     return found
 
 
-def _check_scores(output: object, batch: int) -> None:
-    """`ValueError` where the `output` for `batch` images is not [batch, 10]."""
-    returned = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-    if returned != [batch, 10]:
-        raise ValueError(f"the network must return scores or log-probabilities [B, 10]; for {batch} images: {returned}")
+def _scores(network: nn.Module, training: bool) -> Run:
+    """One run on 64 images, in training or evaluation mode; `ValueError` where it does not return [64, 10]."""
+    with borrowed(network, training) as trial:
+        run = record(trial, batch=64)
+    returned = list(run.output.shape) if isinstance(run.output, Tensor) else type(run.output).__name__
+    if returned != [64, 10]:
+        raise ValueError(f"the network must return scores or log-probabilities [B, 10]; for 64 images: {returned}")
+    return run
 
 
 def _checked(met: bool, requirement: str, advice: str) -> tuple[str, str]:
     return ("✓", requirement) if met else ("✗", f"{requirement}; try {advice}")
 
 
-def _parameters(trial: nn.Module, *runs: Run) -> tuple[str, str]:
+def _parameters(parameters: dict[str, nn.Parameter], *runs: Run) -> tuple[str, str]:
     """Those used in any of the `runs` are counted, the others named; all that are used must be the network's."""
-    parameters = dict(trial.named_parameters())
     inputs = [tensor for run in runs for call in run.calls for tensor in call.inputs()]
     trainable = {id(tensor) for tensor in inputs if isinstance(tensor, nn.Parameter) and tensor.requires_grad}
     if trainable - _ids(list(parameters.values())):
         return "✗", "parameters: some are used, but not registered or trained; try nn.ModuleList in place of a list"
     if not parameters:
         raise ValueError("the network has no parameters that training could change")
-    unused = [name for name, parameter in parameters.items() if all(id(parameter) not in run.used for run in runs)]
+    used = set().union(*(run.used for run in runs))
+    unused = [name for name, parameter in parameters.items() if id(parameter) not in used]
     rest = sum(parameters[name].numel() for name in unused)
     count = sum(parameter.numel() for parameter in parameters.values()) - rest
     text = f"parameters: {count:,} < {BUDGET:,}"
@@ -334,10 +333,7 @@ def returns_log_probabilities(network: nn.Module) -> bool:
 
     Scores need `F.cross_entropy`. `ValueError` where it does not return [B, 10].
     """
-    with borrowed(network, training=True) as trial:
-        output = record(trial, batch=64).output
-    _check_scores(output, 64)
-    return _sums_to_one(output.exp())
+    return _sums_to_one(_scores(network, training=True).output.exp())
 
 
 def _sums_to_one(values: Tensor) -> bool:

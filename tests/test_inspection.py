@@ -81,7 +81,7 @@ def test_calls_on_weights_alone_are_no_part_of_the_images_way():
 
 
 class Careful(nn.Module):
-    """Batch normalization by hand; a part that training sometimes skips; softmax in prediction only."""
+    """Batch normalization by hand; a part that training skips; softmax in prediction only."""
 
     def __init__(self):
         super().__init__()
